@@ -1,0 +1,52 @@
+"""The few exceptions that cross module borders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong in what a user wrote.
+
+    Attributes:
+        where: file and path of the key, or the option of the command line.
+        what: what was found, what was expected.
+        remedy: what to write or run instead, if known.
+    """
+
+    where: str
+    what: str
+    remedy: str | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}"
+        return f"{text}\n    {self.remedy}" if self.remedy else text
+
+
+class OptbenchError(Exception):
+    """Base of every error that optbench raises on purpose."""
+
+
+class InvalidInputError(OptbenchError):
+    """The words or the files given are wrong; holds every problem found, not the first (exit code 2)."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class UnsupportedError(OptbenchError):
+    """A cell that cannot run here, found out only while starting it; the message is the reason."""
+
+
+class DivergedError(OptbenchError):
+    """The loss is no longer finite; the message names the step and the value."""
+
+
+class CorruptFileError(OptbenchError):
+    """A stored file cannot be read as what it claims to be; the message names file and line."""

@@ -1,0 +1,399 @@
+"""The protocols that workloads, optimizers, strategies and collectors fulfil, and the types they exchange.
+
+Nothing here imports torch, so that a plan can be made and traits be read without it.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    import torch
+    from torch import Tensor, nn
+
+    from harness.machine import Machine
+    from harness.record import Better, MetricInfo
+    from harness.spec import RunSpec
+
+    Batch = Mapping[str, Tensor]
+    """One micro-batch of one rank; dimension 0 of every tensor is the sample. Tensors are on the CPU until
+    the loop moves them to the device."""
+
+
+class Target(BaseModel):
+    """When a workload counts as trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    """A key of what `Workload.evaluate` returns."""
+    value: float
+    better: Literal["higher", "lower"]
+
+
+class WorkloadSize(BaseModel):
+    """One named size of a workload, as literals: they are read from the source without importing torch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parameters: int
+    """Trainable parameters, each shared tensor counted once."""
+    global_batch: int
+    """Default samples a step over all ranks."""
+    tokens_per_sample: int | None = None
+    target: Target | None = None
+    """None: throughput only, as for synthetic data."""
+    activation_bytes_per_sample: int = 0
+    """Rough bytes that one sample keeps alive between forward and backward in fp32, for the memory estimate."""
+    batch_coupled: bool = False
+    """The loss depends on how the batch is split (BatchNorm): exempt from equality over world sizes."""
+    synthetic: bool = False
+
+
+class WorkloadTraits(BaseModel):
+    """What a plan needs to know of a workload. Write it as literals in the class body."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    summary: str
+    source: str
+    """Where data and architecture come from."""
+    sizes: dict[str, WorkloadSize]
+    default_size: str
+    metrics: dict[str, Literal["higher", "lower", "neither"]] = Field(default_factory=dict)
+    """The keys that `Workload.evaluate` returns, and which direction of each is better."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Keyword arguments of the constructor beside ``size`` and ``data``, with their defaults."""
+    reads_data_file: bool = False
+    """Accepts ``data``."""
+    blocks: tuple[str, ...] = ()
+    """fnmatch patterns of the submodule names to shard one by one, ``blocks.*`` say."""
+    embeddings: tuple[str, ...] = ()
+    """fnmatch patterns of parameter names whose role is embedding."""
+    heads: tuple[str, ...] = ()
+    """fnmatch patterns of parameter names whose role is head (the output layer)."""
+    sparse_parameters: tuple[str, ...] = ()
+    """fnmatch patterns of parameter names whose gradients are sparse tensors."""
+    optimizer_only: bool = False
+    """No forward or backward: `OptimizerOnlyWorkload.gradients` sets gradients instead."""
+
+    def size(self, name: str | None) -> WorkloadSize:
+        """Return the named size, or the default one."""
+        return self.sizes[name or self.default_size]
+
+
+@dataclass(frozen=True)
+class DataShard:
+    """Which samples of each global batch one rank reads.
+
+    A global batch has positions 0 … global_batch - 1. Micro-batch m of rank r takes the contiguous slice
+    number ``m * world_size + r`` of ``micro_batch`` positions, so that the union over ranks and micro-batches
+    is the same global batch at any world size.
+    """
+
+    rank: int
+    world_size: int
+    global_batch: int
+    accumulation: int
+    seed: int
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples of one micro-batch of one rank."""
+        return self.global_batch // (self.world_size * self.accumulation)
+
+    def positions(self, micro: int) -> range:
+        """Return this rank's positions in micro-batch number ``micro`` (0 … accumulation - 1)."""
+        first = (micro * self.world_size + self.rank) * self.micro_batch
+        return range(first, first + self.micro_batch)
+
+
+@runtime_checkable
+class Workload(Protocol):
+    """A model, its data, its loss, its evaluation. Constructed as ``Class(size=…, data=…, **options)``."""
+
+    traits: WorkloadTraits
+
+    def build(self) -> nn.Module:
+        """Return the model; must work under ``torch.device("meta")`` too."""
+        ...
+
+    def initialise(self, name: str, tensor: Tensor, seed: int) -> None:
+        """Fill the named parameter or persistent buffer in place, from seed and name alone."""
+        ...
+
+    def batches(self, shard: DataShard) -> Iterator[Batch]:
+        """Yield this rank's micro-batches without end, ``shard.accumulation`` of them a step."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the loss, shape (), the mean over the micro-batch."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> Mapping[str, float]:
+        """Return metrics on held-out data. Called on every rank, in eval mode and without gradients."""
+        ...
+
+
+@runtime_checkable
+class OptimizerOnlyWorkload(Workload, Protocol):
+    """A workload whose traits say ``optimizer_only``."""
+
+    def gradients(self, model: nn.Module, batch: Batch) -> None:
+        """Set a fresh ``.grad`` on every parameter."""
+        ...
+
+
+Role = Literal["matrix", "embedding", "head", "vector", "sparse"]
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that an optimizer treats alike.
+
+    Attributes:
+        names: fully qualified, without wrappers' prefixes.
+        parameters: the tensors, in the order of names.
+        role: ``matrix``: 2-D or more, inside the model; ``vector``: scalars, biases, norms; and so on.
+        decay: whether weight decay applies.
+        lr_scale: factor on the run's learning rate.
+    """
+
+    names: tuple[str, ...]
+    parameters: tuple[Tensor, ...]
+    role: Role
+    decay: bool = True
+    lr_scale: float = 1.0
+
+
+class OptimizerTraits(BaseModel):
+    """What a plan needs to know of an implementation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    algorithm: str
+    """``adamw``; implementations of one algorithm must give the same losses. Out of tree: the class's name."""
+    granularity: Literal["element", "tensor", "matrix", "model", "undeclared"]
+    """The unit that an update depends on: what a strategy may split."""
+    closure: bool = False
+    """``step`` evaluates the loss again."""
+    sparse_gradients: Literal["no", "yes", "only", "undeclared"] = "no"
+    owns_reduction: bool = False
+    """Averages gradients over ranks itself: no DDP around it."""
+    state_dtypes: tuple[str, ...] = ("float32",)
+    state_tensors: float = 0.0
+    """Optimizer state in multiples of the parameters' elements, for the memory estimate: AdamW 2."""
+    kernels: tuple[str, ...] = ()
+    """Kernels compiled on first use, as ``harness.kernels`` names them; such cells run last."""
+
+
+class Optimizer(Protocol):
+    """One implementation of one algorithm."""
+
+    name: str
+    """``algorithm/implementation``, or ``package.module:Class``."""
+    target: str
+    """``module:Class`` that is constructed; the probe reads its signature."""
+    traits: OptimizerTraits
+
+    def unsupported(self, spec: RunSpec, workload: WorkloadTraits, machine: Machine) -> str | None:
+        """Return why this cannot run on that machine and what to do about it, or None."""
+        ...
+
+    def options(self, machine: Machine) -> Mapping[str, JsonValue] | None:
+        """Return the hyperparameters that `RunSpec.optimizer_options` may name, with defaults; None: any."""
+        ...
+
+    def build(self, groups: Sequence[ParamGroup], spec: RunSpec) -> torch.optim.Optimizer:
+        """Construct it over the groups, every flag explicit."""
+        ...
+
+    def disproved(self, optimizer: torch.optim.Optimizer) -> str | None:
+        """After the warm-up: why what ran is not what the name says (nothing was compiled, say), or None."""
+        ...
+
+
+class Phase(enum.Enum):
+    """What begins at a mark. A phase lasts until the next mark; a step's phases of one name add up."""
+
+    DATA = "data"
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    """Gradient reduction included, where it overlaps."""
+    OPTIMIZER = "optimizer"
+    """Clipping and update."""
+    WORK = "work"
+    """Forward, backward and update that the engine cannot separate."""
+    END = "end"
+    """Nothing: the step is over."""
+
+
+Category = Literal["parameters", "gradients", "master", "state", "buffers"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step left behind.
+
+    Attributes:
+        loss: mean over this rank's micro-batches, shape (), detached, still on the device; None without a loss.
+        grad_norm: global L2 norm before clipping, shape (), on the device; None where it was not computed.
+        skipped: the update was left out (an overflow under loss scaling).
+    """
+
+    loss: Tensor | None
+    grad_norm: Tensor | None = None
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks.
+
+    Attributes:
+        rank: 0 … size - 1.
+        size: number of ranks.
+        local_rank: number on this node.
+        device: where this rank computes.
+        backend: of torch.distributed; None: one rank without a process group.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    backend: str | None
+
+
+class Engine(Protocol):
+    """A model and its optimizer under one strategy. It owns a whole step."""
+
+    def train_step(self, micro_batches: Sequence[Batch], mark: Callable[[Phase], None]) -> StepResult:
+        """Do one optimizer step over the micro-batches (on the device), marking each phase as it begins."""
+        ...
+
+    def set_lr(self, factor: float) -> None:
+        """Set every group's learning rate to ``factor`` times its peak."""
+        ...
+
+    def evaluating(self) -> AbstractContextManager[nn.Module]:
+        """Lend the model for evaluation: eval mode, no gradients."""
+        ...
+
+    def tensors(self) -> Iterable[tuple[Category, Tensor]]:
+        """Yield this rank's live tensors by category."""
+        ...
+
+    def facts(self) -> dict[str, JsonValue]:
+        """Return classes, flags and arguments that really ran."""
+        ...
+
+    def verify_claims(self) -> None:
+        """Raise UnsupportedError where what ran is not what the optimizer's name says."""
+        ...
+
+    def state_dict(self) -> dict[str, object]:
+        """Return model and optimizer state."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Restore what `state_dict` returned."""
+        ...
+
+    def close(self) -> None:
+        """Release what the engine holds."""
+        ...
+
+
+class Strategy(Protocol):
+    """How a model is spread over ranks."""
+
+    name: str
+    options: Mapping[str, JsonValue]
+    """What `RunSpec.strategy_options` may name, with defaults."""
+    one_rank: bool
+    """Runs on one rank only; a spec without a world size then gets 1."""
+
+    def unsupported(
+        self, spec: RunSpec, workload: WorkloadTraits, optimizer: OptimizerTraits, machine: Machine
+    ) -> str | None:
+        """Return why this cell cannot run and what would fix it, or None."""
+        ...
+
+    def start(self, workload: Workload, optimizer: Optimizer, spec: RunSpec, world: World) -> Engine:
+        """Build, initialise and wrap the model and its optimizer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a collector reports: one number, or the series of samples since its last report.
+
+    Attributes:
+        info: what the metric means.
+        value: of the whole run; unused when ``series`` is given.
+        series: one sample a step in order, or one for each of ``steps``.
+        steps: the step counts after which the samples were taken; None: consecutive steps.
+    """
+
+    info: MetricInfo
+    value: float | int | None = None
+    series: Sequence[float | int | None] | None = None
+    steps: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What collectors are told about the run that they observe.
+
+    Attributes:
+        spec: with every default resolved.
+        workload: its traits.
+        engine: for walking tensors; never called during a step.
+        world: this rank.
+        process_started_unix_s: when the launcher started this world; None: unknown.
+        flops_per_step: of the whole job, counted once; None: unknown.
+    """
+
+    spec: RunSpec
+    workload: WorkloadTraits
+    engine: Engine
+    world: World
+    process_started_unix_s: float | None = None
+    flops_per_step: int | None = None
+    evaluation_better: Mapping[str, Better] = field(default_factory=dict)
+
+
+class Collector(Protocol):
+    """Observes a run. Constructed without arguments."""
+
+    def start(self, observed: Observed) -> None:
+        """Begin; called once, before the first step."""
+        ...
+
+    def mark(self, phase: Phase, step: int) -> None:
+        """Note that ``phase`` begins in step number ``step`` (from 0). Never synchronises, reads no file."""
+        ...
+
+    def observe(self, step: int, result: StepResult) -> None:
+        """Take what a step left behind, without touching the device."""
+        ...
+
+    def turn(self) -> Iterable[Reading]:
+        """Report what came since the last turn; the device has been synchronised."""
+        ...
+
+    def evaluated(self, step: int, train_time_s: float, values: Mapping[str, float]) -> None:
+        """Take an evaluation made after ``step`` steps and ``train_time_s`` of training."""
+        ...
+
+    def stop(self) -> Iterable[Reading]:
+        """Report what is known once the last step is done."""
+        ...

@@ -1,0 +1,11 @@
+"""Implementations of optimizers, in families: one file and one line each.
+
+A family's module imports torch only inside ``build``, so that listing and planning need none.
+"""
+
+REGISTRY = {
+    "native": "harness.optimizers.torch_native:OPTIMIZERS",
+    "compiled": "harness.optimizers.torch_compiled:OPTIMIZERS",
+    "deepspeed": "harness.optimizers.deepspeed:OPTIMIZERS",
+    "apex": "harness.optimizers.apex:OPTIMIZERS",
+}

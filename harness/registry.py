@@ -1,0 +1,194 @@
+"""Names to code, imported on demand; an unknown name lists the known ones."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
+
+from harness.errors import InvalidInputError, Problem
+from harness.spec import suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from harness.interfaces import Optimizer, Strategy
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def is_target(name: str) -> bool:
+    """Say whether ``name`` is written as out-of-tree code: ``package.module:Class``."""
+    module, colon, attribute = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")])
+
+
+def load(target: str) -> Any:
+    """Import ``module:attribute``.
+
+    Raises:
+        ImportError, AttributeError: as importing raised it.
+    """
+    module, _, attribute = target.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found
+
+
+class Registry:
+    """Names of one kind of plug-in: our own, then those of installed entry points.
+
+    Args:
+        kind: ``workload``, ``collector`` …
+        plural: the word of ``optbench list``; installed packages add names with the entry-point group
+            ``optbench.<plural>``.
+        package: whose ``REGISTRY`` maps name to ``module:attribute``.
+    """
+
+    def __init__(self, kind: str, plural: str, package: str) -> None:
+        self.kind = kind
+        self.plural = plural
+        self._package = package
+
+    def targets(self) -> dict[str, str]:
+        """Return every name with its ``module:attribute``, ours first."""
+        own: Mapping[str, str] = load(f"{self._package}:REGISTRY")
+        installed = importlib.metadata.entry_points(group=f"optbench.{self.plural}")
+        return {**{point.name: point.value for point in installed}, **own}
+
+    def names(self) -> list[str]:
+        """Return the registered names."""
+        return list(self.targets())
+
+    def remedy(self, name: str) -> str | None:
+        """Return what to write instead of an unknown name; None: the name is fine."""
+        names = self.names()
+        if name in names or is_target(name):
+            return None
+        return f"{suggest(name, names)}  (yours: package.module:Class; all: optbench list {self.plural})"
+
+    def target(self, name: str) -> str:
+        """Return ``module:attribute`` for a name, or for out-of-tree code the name itself.
+
+        Raises:
+            InvalidInputError: naming the near or known names.
+        """
+        remedy = self.remedy(name)
+        if remedy is not None:
+            raise InvalidInputError([Problem(self.kind, f"unknown name {name!r}", remedy)])
+        return self.targets().get(name, name)
+
+    def get(self, name: str) -> Any:
+        """Import what a name stands for."""
+        return load(self.target(name))
+
+
+WORKLOADS = Registry("workload", "workloads", "workloads")
+COLLECTORS = Registry("collector", "collectors", "harness.collectors")
+REPORTS = Registry("report", "reports", "harness.reports")
+STRATEGIES = Registry("strategy", "strategies", "harness.strategies")
+
+
+def strategy(name: str) -> Strategy:
+    """Return the registered strategy, constructed."""
+    found: Strategy = STRATEGIES.get(name)()
+    return found
+
+
+class OptimizerRegistry(Registry):
+    """Optimizers come in families: ``REGISTRY`` maps a family to ``module:OPTIMIZERS``, a mapping by name.
+
+    Family modules import torch only inside ``build``, so that names and traits are read without it.
+    """
+
+    def _all(self) -> dict[str, Optimizer]:
+        return {
+            name: optimizer
+            for target in super().targets().values()
+            for name, optimizer in load(target).items()
+        }
+
+    def targets(self) -> dict[str, str]:
+        """Return every name with the class that it constructs."""
+        return {name: optimizer.target for name, optimizer in self._all().items()}
+
+    def families(self) -> dict[str, str]:
+        """Return family -> module."""
+        return {name: target.partition(":")[0] for name, target in super().targets().items()}
+
+    def get(self, name: str) -> Optimizer:
+        """Return the registered optimizer, or wrap a class of the user's."""
+        self.target(name)  # raises for an unknown name
+        found = self._all().get(name)
+        if found is not None:
+            return found
+        custom: Optimizer = load("harness.optimizers.custom:Custom")(name)
+        return custom
+
+
+OPTIMIZERS = OptimizerRegistry("optimizer", "optimizers", "harness.optimizers")
+
+
+def static_traits(target: str, model: type[Model], inner: Sequence[type[BaseModel]] = ()) -> Model | None:
+    """Read ``traits = Model(…)`` of a class from its source, importing neither module nor torch.
+
+    Args:
+        target: ``module:Class``.
+        model: the traits' type.
+        inner: types whose calls may stand among the arguments.
+
+    Returns:
+        The traits; None where they are not written as literals or the source cannot be found.
+    """
+    module, _, name = target.partition(":")
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    if found is None or not found.origin or not found.origin.endswith(".py"):
+        return None
+    types: list[type[BaseModel]] = [model, *inner]
+    known = {each.__name__: each for each in types}
+    for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            for statement in node.body:
+                value = _assigned(statement, "traits")
+                if value is not None:
+                    try:
+                        traits = _literal(value, known)
+                    except ValueError:
+                        return None
+                    return traits if isinstance(traits, model) else None
+    return None
+
+
+def _assigned(statement: ast.stmt, name: str) -> ast.expr | None:
+    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+        return statement.value if statement.target.id == name else None
+    if isinstance(statement, ast.Assign) and any(
+        isinstance(t, ast.Name) and t.id == name for t in statement.targets
+    ):
+        return statement.value
+    return None
+
+
+def _literal(node: ast.expr, known: Mapping[str, type[BaseModel]]) -> Any:
+    """Evaluate literals, and calls of the known types with keyword arguments."""
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in known
+        and not node.args
+    ):
+        arguments = {word.arg: _literal(word.value, known) for word in node.keywords if word.arg is not None}
+        return known[node.func.id](**arguments)
+    if isinstance(node, ast.Dict):
+        keys = [_literal(key, known) for key in node.keys if key is not None]
+        return dict(zip(keys, (_literal(value, known) for value in node.values), strict=True))
+    return ast.literal_eval(node)

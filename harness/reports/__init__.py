@@ -1,0 +1,5 @@
+"""Renderings of the records; one file and one line each."""
+
+REGISTRY = {
+    "table": "harness.reports.table:render",
+}

@@ -1,0 +1,1 @@
+"""Starts torchrun worlds: on this machine, and by hand."""
