@@ -109,9 +109,7 @@ class OptimizerRegistry(Registry):
 
     def _all(self) -> dict[str, Optimizer]:
         return {
-            name: optimizer
-            for target in super().targets().values()
-            for name, optimizer in load(target).items()
+            name: optimizer for target in super().targets().values() for name, optimizer in load(target).items()
         }
 
     def targets(self) -> dict[str, str]:
@@ -180,12 +178,7 @@ def _assigned(statement: ast.stmt, name: str) -> ast.expr | None:
 
 def _literal(node: ast.expr, known: Mapping[str, type[BaseModel]]) -> Any:
     """Evaluate literals, and calls of the known types with keyword arguments."""
-    if (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id in known
-        and not node.args
-    ):
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in known and not node.args:
         arguments = {word.arg: _literal(word.value, known) for word in node.keywords if word.arg is not None}
         return known[node.func.id](**arguments)
     if isinstance(node, ast.Dict):

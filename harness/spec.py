@@ -196,9 +196,7 @@ def expand(
         problems += _name_problems(where, cell, checks)
         axes = {k: v if isinstance(v, list) and _is_axis(k) else [v] for k, v in cell.items()}
         problems += [
-            Problem(
-                f"{where}.{key}", "an empty list names no run", "give at least one value, or leave it out"
-            )
+            Problem(f"{where}.{key}", "an empty list names no run", "give at least one value, or leave it out")
             for key, values in axes.items()
             if not values
         ]
