@@ -1,0 +1,83 @@
+"""The measured loop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.interfaces import Phase
+from harness.schedule import factor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import torch
+
+    from harness.interfaces import Batch, Collector, Engine, StepResult
+    from harness.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Some consecutive steps, after which the device was synchronised.
+
+    Attributes:
+        first: number of the first step, from 0.
+        results: what each step left behind.
+        wall_s: time from the first step's start to the synchronisation.
+    """
+
+    first: int
+    results: tuple[StepResult, ...]
+    wall_s: float
+
+    @property
+    def end(self) -> int:
+        """Steps done once this turn is over."""
+        return self.first + len(self.results)
+
+
+def steps(
+    engine: Engine,
+    batches: Iterator[Batch],
+    spec: RunSpec,
+    device: torch.device,
+    collectors: Sequence[Collector],
+) -> Iterator[StepResult]:
+    """Train one step at a time; everything between two steps is up to the caller."""
+    for step in range(spec.steps):
+
+        def mark(phase: Phase, step: int = step) -> None:
+            for collector in collectors:
+                collector.mark(phase, step)
+
+        engine.set_lr(factor(spec.schedule, step, spec.steps))
+        mark(Phase.DATA)
+        micro_batches = [
+            {key: tensor.to(device, non_blocking=True) for key, tensor in next(batches).items()}
+            for _ in range(spec.accumulation)
+        ]
+        result = engine.train_step(micro_batches, mark)
+        mark(Phase.END)
+        for collector in collectors:
+            collector.observe(step, result)
+        yield result
+
+
+def turn_ends(spec: RunSpec) -> list[int]:
+    """Return the step counts at which a turn ends: every ``turn_steps``, the end of the warm-up, evaluations."""
+    ends = set(range(spec.turn_steps, spec.steps, spec.turn_steps))
+    ends |= set(range(spec.evaluation_interval, spec.steps, spec.evaluation_interval))
+    return sorted((ends | {spec.warmup_steps, spec.steps}) - {0})
+
+
+def turns(stream: Iterator[StepResult], spec: RunSpec, synchronise: Callable[[], None]) -> Iterator[Turn]:
+    """Cut the stream of steps into turns; the device is synchronised once, at the end of each."""
+    first = 0
+    for end in turn_ends(spec):
+        started = time.perf_counter()
+        results = tuple(next(stream) for _ in range(end - first))
+        synchronise()
+        yield Turn(first, results, time.perf_counter() - started)
+        first = end
