@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import CorruptFileError
 from harness.record import SCHEMA_VERSION
 from harness.sealed import number, read_bytes, seal, unseal
+from harness.versions import FutureVersionError, check_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -163,7 +164,7 @@ class RankWriter(LineWriter):
     def error(
         self, outcome: Outcome, reason: str, *, traceback: str | None = None, step: int | None = None
     ) -> None:
-        """Write why this rank stops; ``step`` counts from 0."""
+        """Write why this rank stops; ``step``: how many steps it had done."""
         self.write("error", outcome=outcome, reason=reason, traceback=traceback, step=step)
 
     def note(self, text: str) -> None:
@@ -221,8 +222,8 @@ def read_rank_file(path: Path, *, lenient: bool = False) -> RankFile:
         lenient: leave corrupt lines out and say so in ``problems`` instead of raising.
 
     Raises:
-        CorruptFileError: naming file and line: a wrong checksum, bad JSON, a wrong number, a future version. The
-            last holds with ``lenient`` too, since what such lines mean is unknown.
+        CorruptFileError: naming file and line: a wrong checksum, bad JSON, a line that is missing.
+        FutureVersionError: a newer optbench wrote it; with ``lenient`` too, since what its lines mean is unknown.
         OSError: the file cannot be read.
     """
     whole, torn = split_lines(read_bytes(path))
@@ -233,14 +234,17 @@ def read_rank_file(path: Path, *, lenient: bool = False) -> RankFile:
         try:
             line = _line(data)
             if line.seq != expected and not (problems and line.seq > expected):
-                raise ValueError(f"expected line number (seq) {expected}, found {line.seq}")  # noqa: TRY301  # joins the others
-        except ValueError as error:
+                raise ValueError(f"expected seq {expected}, found {line.seq}")  # noqa: TRY301  # joins the others
+            if line.kind == "begin":
+                check_version(line.fields, f"{path}:{index}")
+        except FutureVersionError:
+            raise
+        except (ValueError, CorruptFileError) as error:
             problem = f"{path}:{index}: corrupt line: {error}"
             if not lenient:
                 raise CorruptFileError(problem) from error
             problems.append(problem)
             continue
-        _check_version(path, index, line)
         lines.append(line)
         expected = line.seq + 1
     ended = any(line.kind == "end" for line in lines)
@@ -287,15 +291,6 @@ def _samples(fields: dict[str, Any]) -> dict[str, Any]:
     return {**fields, "samples": {name: [number(value) for value in series] for name, series in samples.items()}}
 
 
-def _check_version(path: Path, index: int, line: Line) -> None:
-    version = line.fields.get("schema_version") if line.kind == "begin" else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise CorruptFileError(
-            f"{path}:{index}: has schema_version {version}, this optbench reads up to {SCHEMA_VERSION}; "
-            "upgrade optbench to read it"
-        )
-
-
 def append_lines(path: Path) -> tuple[LineWriter, RankFile]:
     """Open a file of lines, new or old, to append to; what a killed writer left torn is cut off.
 
@@ -305,7 +300,7 @@ def append_lines(path: Path) -> tuple[LineWriter, RankFile]:
         CorruptFileError: an earlier line is corrupt.
         OSError: the file cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         found = read_rank_file(path)
         whole, _ = split_lines(read_bytes(path))

@@ -211,7 +211,7 @@ def read_ranks(folder: Path, spec: Mapping[str, Any]) -> Ranks:
         spec: as stored; world_size and steps are taken from it.
 
     Raises:
-        CorruptFileError: a file of a future version.
+        FutureVersionError: a newer optbench wrote a file.
         OSError: the folder cannot be read.
     """
     files: dict[int, RankFile] = {}
@@ -270,7 +270,8 @@ def summarise(
         environment: where no rank wrote one, because none started, say.
 
     Raises:
-        CorruptFileError: no spec, or a file of a future version.
+        CorruptFileError: there is no spec to be read.
+        FutureVersionError: a newer optbench wrote a file.
     """
     spec = read_spec(folder)
     ranks = read_ranks(folder, spec)
@@ -318,7 +319,7 @@ def _outcome(ranks: Ranks) -> tuple[Outcome, str | None]:
     if errors:
         rank, _, fields = errors[0]
         step = fields.get("step")
-        place = f"rank {rank}" if step is None else f"rank {rank}, step {step}"
+        place = f"rank {rank}" if step is None else f"rank {rank}, after {step} steps"
         return _as_outcome(fields.get("outcome")), f"{place}: {fields.get('reason')}"
     if not ranks.files:
         return "incomplete", ranks.problems[0] if ranks.problems else "no rank left a file"

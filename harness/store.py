@@ -1,0 +1,314 @@
+"""``results/``: a folder a run, a folder a sweep, each under an id that sorts by time.
+
+A run's folder holds ``spec.json``, ``rank-0.jsonl`` …, ``log/`` and, once the run is over, ``manifest.json``.
+Folders may be a stranger's: nothing in them is executed, and no link is followed out of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from typing import TYPE_CHECKING
+
+from harness.claims import claim, ranks_alive, unclaimed
+from harness.errors import CorruptFileError, InvalidInputError, Problem
+from harness.index import RunRow, load_rows, row_from_manifest, row_of, stamp, store_rows
+from harness.manifest import MANIFEST, read_manifest, write_manifest
+from harness.rankfile import Line, RankFile, RankWriter, read_rank_file
+from harness.run_ids import RUN_ID, SWEEP_ID, match_id, new_id
+from harness.sealed import encode
+from harness.summary import read_spec, summarise
+from harness.sweeplog import SweepLog, SweepRecord, read_sweep_folder, write_sweep
+from harness.versions import FutureVersionError
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from harness.index import Stamp
+    from harness.record import Environment, Outcome, RunRecord
+    from harness.spec import RunSpec
+
+__all__ = ["Line", "RankFile", "RankWriter", "RunRow", "Store", "SweepLog", "SweepRecord", "read_rank_file"]
+
+MIN_FREE_BYTES = 16 * 2**20
+"""A run of the quickstart takes well under one MiB; below this a sweep would likely not get through."""
+
+
+class Store:
+    """Reads and writes one results folder.
+
+    Args:
+        root: the folder; made when first written to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._locks: dict[str, int] = {}
+
+    def check_writable(self) -> None:
+        """Make the folder and try to write in it, so that a sweep isn't refused half-way.
+
+        Raises:
+            InvalidInputError: it cannot be made or written, or the disk is full.
+        """
+        where = f"--results {self.root}"
+        for folder in [self.root, *self.root.parents]:
+            if folder.is_file():
+                raise InvalidInputError([Problem(where, f"{folder} is a file", "name another folder")])
+        trial = self.root / f".trial-{secrets.token_hex(8)}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            try:
+                trial.write_bytes(bytes(4096))
+            finally:
+                trial.unlink(missing_ok=True)
+            free = shutil.disk_usage(self.root).free
+        except OSError as error:
+            remedy = "name a folder that you may write to and that has space, --results ~/results say"
+            raise InvalidInputError([Problem(where, f"cannot be written: {error.strerror}", remedy)]) from error
+        if free < MIN_FREE_BYTES:
+            what = f"its disk has {free // 2**20} MiB left, a sweep needs {MIN_FREE_BYTES // 2**20}"
+            raise InvalidInputError([Problem(where, what, "make space, or name a folder on another disk")])
+
+    def new_run(self, spec: RunSpec) -> Path:
+        """Make a run's folder and hold it for this process until `finish`, so that readers know the run is on.
+
+        Args:
+            spec: with every default resolved.
+
+        Returns:
+            The folder, named by the run's id, with ``spec.json`` and ``log/`` in it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        run_id = new_id()
+        with self._new_folder(run_id) as folder:
+            (folder / "spec.json").write_bytes(encode(spec.model_dump()) + b"\n")
+            (folder / "log").mkdir()
+            lock = claim(folder)
+        self._locks[run_id] = lock
+        return self.root / run_id
+
+    @contextlib.contextmanager
+    def _new_folder(self, name: str) -> Iterator[Path]:
+        """Show a folder to readers once what is done inside the context is complete."""
+        folder = self.root / f".new-{secrets.token_hex(8)}"
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+            folder.rename(self.root / name)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def finish(
+        self,
+        run_id: str,
+        outcome: Outcome | None = None,
+        reason: str | None = None,
+        *,
+        notes: Sequence[str] = (),
+        environment: Environment | None = None,
+    ) -> RunRecord:
+        """Write a run's manifest, the last of its files, and give the run back.
+
+        Args:
+            run_id: of a run whose ranks have ended.
+            outcome: as the launcher saw it; None: as the ranks wrote. ``completed`` is believed only where every
+                rank wrote so.
+            reason: the launcher's; None: the first rank's that failed.
+            notes: what a reader should know.
+            environment: for a run whose ranks wrote none.
+
+        Raises:
+            InvalidInputError: there is no such run.
+            OSError: the manifest cannot be written; the name is in it.
+        """
+        folder = self.folder(run_id)
+        record = summarise(folder, outcome, reason, notes, environment)
+        write_manifest(folder, record)
+        self.release(folder.name)
+        return record
+
+    def release(self, run_id: str) -> None:
+        """Stop holding a run: its next reader finishes it. Nothing happens to a run that isn't held."""
+        lock = self._locks.pop(run_id, None)
+        if lock is not None:
+            os.close(lock)
+
+    def folder(self, word: str) -> Path:
+        """Return the folder of the run that a user's word means.
+
+        Raises:
+            InvalidInputError: none or several match.
+        """
+        return self.root / self.resolve(word)
+
+    def resolve(self, word: str) -> str:
+        """Return the id of the run that a user's word means: an id, a unique beginning of one, or ``latest``.
+
+        Raises:
+            InvalidInputError: none or several match.
+        """
+        if RUN_ID.fullmatch(word) and self._is_folder(word):
+            return word
+        return match_id(word, self.run_ids(), "run")
+
+    def run_ids(self) -> list[str]:
+        """Return the ids of all runs, oldest first."""
+        return self._ids(RUN_ID)
+
+    def sweep_ids(self) -> list[str]:
+        """Return the ids of all sweeps, oldest first."""
+        return self._ids(SWEEP_ID)
+
+    def _ids(self, pattern: re.Pattern[str]) -> list[str]:
+        try:
+            with os.scandir(self.root) as entries:
+                return sorted(
+                    entry.name
+                    for entry in entries
+                    if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+                )
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _is_folder(self, name: str) -> bool:
+        folder = self.root / name
+        return folder.is_dir() and not folder.is_symlink()
+
+    def read(self, word: str) -> RunRecord:
+        """Return a run's record.
+
+        Without a manifest it is made from the rank files; and where nobody works on the run any more, the manifest
+        is written, if the store can be written. While the run goes on, the outcome is ``incomplete``.
+
+        Args:
+            word: as for `resolve`.
+
+        Raises:
+            InvalidInputError: none or several match.
+            CorruptFileError: nothing of the run can be read.
+            FutureVersionError: a newer optbench wrote it.
+        """
+        return self._read(self.folder(word))[0]
+
+    def _read(self, folder: Path) -> tuple[RunRecord, bool]:
+        """Return the record, and whether the run is over."""
+        try:
+            return read_manifest(folder), True
+        except FileNotFoundError:
+            return self._unfinished(folder)
+        except FutureVersionError:
+            raise
+        except CorruptFileError as error:
+            # What the manifest alone knew is lost, a wrong answer say: the rank files must not speak for it.
+            return summarise(folder, "incomplete", f"how the run ended is unknown: {error}"), True
+
+    def _unfinished(self, folder: Path) -> tuple[RunRecord, bool]:
+        with unclaimed(folder) as free:
+            if not free or ranks_alive(folder, read_spec(folder)):
+                return summarise(folder, "incomplete", "still running"), False
+            with contextlib.suppress(FileNotFoundError):  # finished since we looked
+                return read_manifest(folder), True
+            record = summarise(folder, notes=("its launcher ended before the run was over",))
+            with contextlib.suppress(OSError):  # a read-only store is read all the same
+                write_manifest(folder, record)
+            return record, True
+
+    def runs(self) -> list[RunRow]:
+        """Return a row for every run, oldest first; one that cannot be read has ``problem`` set.
+
+        Rows come from a cache beside the runs where their manifests have not changed since.
+        """
+        cached = load_rows(self.root)
+        fresh: dict[str, tuple[Stamp, RunRow]] = {}
+        rows = []
+        for run_id in self.run_ids():
+            seen, known = stamp(f"{self.root}/{run_id}"), cached.get(run_id)
+            row = known[1] if known is not None and known[0] == seen else self._row(run_id)
+            if seen is not None:
+                fresh[run_id] = (seen, row)
+            rows.append(row)
+        if fresh != cached:
+            store_rows(self.root, fresh)
+        return rows
+
+    def _row(self, run_id: str) -> RunRow:
+        folder = self.root / run_id
+        try:
+            if (folder / MANIFEST).exists():
+                return row_from_manifest(folder)
+            record, over = self._read(folder)
+            row = row_of(run_id, record.model_dump())
+        except (CorruptFileError, OSError) as error:
+            return RunRow(run_id=run_id, problem=str(error))
+        return row if over else row.model_copy(update={"outcome": None})
+
+    def new_sweep(self, name: str, specs: Sequence[RunSpec]) -> SweepLog:
+        """Make a sweep's folder and hold it for this process until the log is closed.
+
+        Args:
+            name: the user's.
+            specs: in the order asked for.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        sweep_id = f"sweep-{new_id()}"
+        with self._new_folder(sweep_id) as folder:
+            write_sweep(folder, name, specs)
+        return SweepLog(self.root / sweep_id)
+
+    def resolve_sweep(self, word: str) -> str:
+        """Return the id of the sweep that a user's word means: an id, a unique beginning, or ``latest``.
+
+        Raises:
+            InvalidInputError: none or several match.
+        """
+        return match_id(word, self.sweep_ids(), "sweep")
+
+    def resume_sweep(self, word: str) -> SweepLog:
+        """Go on with a sweep; `pending` says with what.
+
+        Raises:
+            InvalidInputError: none or several match, or another process runs it.
+            CorruptFileError: its files cannot be trusted.
+            OSError: it cannot be written.
+        """
+        sweep_id = self.resolve_sweep(word)
+        try:
+            return SweepLog(self.root / sweep_id)
+        except BlockingIOError as error:
+            problem = Problem(sweep_id, "another process runs this sweep", "wait for it, or stop it")
+            raise InvalidInputError([problem]) from error
+
+    def read_sweep(self, word: str) -> SweepRecord:
+        """Return what a sweep asked for and which runs it started.
+
+        Raises:
+            InvalidInputError: none or several match.
+            CorruptFileError: naming the file and what is wrong.
+            FutureVersionError: a newer optbench wrote it.
+        """
+        return read_sweep_folder(self.root / self.resolve_sweep(word))
+
+    def pending(self, sweep: SweepRecord) -> list[int]:
+        """Return the indexes of the specs that resuming runs: never started, incomplete, or no longer readable.
+
+        Every other outcome stands, failures too: the same cell would most likely fail again.
+        """
+        return [index for index, run_id in enumerate(sweep.run_ids) if not self._stands(run_id)]
+
+    def _stands(self, run_id: str | None) -> bool:
+        if run_id is None or not RUN_ID.fullmatch(run_id) or not self._is_folder(run_id):
+            return False
+        try:
+            return self._read(self.root / run_id)[0].outcome != "incomplete"
+        except (CorruptFileError, OSError):
+            return False
