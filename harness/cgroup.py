@@ -86,16 +86,6 @@ def throttling(root: Path = ROOT) -> Throttling | None:
     return Throttling(periods, seconds) if known else None
 
 
-def oom_kills(root: Path = ROOT) -> int | None:
-    """Return how many processes of this process's group the kernel has killed for memory; None: not told."""
-    for folder in folders("memory", root):
-        for name in ("memory.events", "memory.oom_control"):
-            count = _counts(folder / name).get("oom_kill")
-            if count is not None:
-                return count
-    return None
-
-
 def _group_paths(root: Path) -> dict[str, str]:
     """Return controller -> this process's group; version 2's under the empty name."""
     paths = {}

@@ -1,0 +1,213 @@
+"""Memory: what each category of tensors holds, what the allocator peaked at, what the process occupies."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from harness.interfaces import Reading
+from harness.record import MetricInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from torch import Tensor
+
+    from harness.interfaces import Category, Observed, Phase, StepResult
+
+    Span = tuple[int, int]  # addresses: the first byte, the one past the last
+
+
+def _bytes(name: str, **meaning: Any) -> MetricInfo:
+    # The fullest rank decides whether a job fits: the job's number is the largest; per_rank gives the sum.
+    return MetricInfo(name=name, unit="B", better="lower", **meaning)
+
+
+CATEGORIES: dict[Category, MetricInfo] = {
+    "parameters": _bytes("parameter_bytes"),
+    "gradients": _bytes("gradient_bytes"),
+    "master": _bytes("master_weight_bytes"),
+    "state": _bytes("optimizer_state_bytes"),
+    "buffers": _bytes("buffer_bytes"),
+}
+"""Exact and this rank's own. Memory that two categories share is counted for the first of them, in this order."""
+
+PEAK_ALLOCATED = _bytes("peak_allocated_bytes")
+PEAK_RESERVED = _bytes("peak_reserved_bytes")
+RSS_PEAK = _bytes("rss_peak_bytes")
+"""Since the process began, imports and model construction included."""
+RSS_GROWTH = _bytes("rss_growth_bytes")
+"""From the end of the warm-up to the end of the run: what leaks shows here."""
+RSS = _bytes("rss_bytes", over_steps="max", keep_series=True)
+
+
+class Memory:
+    """Bytes of parameters, gradients, optimizer state and buffers; the allocator's peaks; resident memory.
+
+    Tensors are walked after the first turn and after the last step, and the larger of the two is reported: what an
+    engine frees between steps (gradients set to None) counts where it was seen.
+    """
+
+    def __init__(self) -> None:
+        self._observed: Observed | None = None
+        self._held: dict[Category, int] = {}
+        self._steps = 0
+        self._reported = 0
+        self._settled: tuple[int, int] | None = None
+
+    def start(self, observed: Observed) -> None:
+        """Forget the allocator's peak so far, which is that of building the model."""
+        self._observed = observed
+        if observed.world.device.type != "cpu":
+            _ask("reset_peak_memory_stats", observed.world.device)
+
+    def mark(self, phase: Phase, step: int) -> None:
+        """Nothing to note."""
+
+    def observe(self, step: int, result: StepResult) -> None:
+        """Count the steps."""
+        self._steps = step + 1
+
+    def turn(self) -> Iterable[Reading]:
+        """Report resident memory; walk the tensors once."""
+        if self._observed is None or self._steps == self._reported:
+            return
+        if not self._reported:
+            self._walk(self._observed)
+        self._reported = self._steps
+        resident = resident_bytes()
+        if self._settled is None and self._steps >= self._observed.spec.warmup_steps:
+            self._settled = (self._steps, resident)
+        yield Reading(RSS, series=(resident,), steps=(self._steps,))
+
+    def evaluated(self, step: int, train_time_s: float, values: Mapping[str, float]) -> None:
+        """Nothing to take."""
+
+    def stop(self) -> Iterable[Reading]:
+        """Report what the tensors hold and the peaks."""
+        assert self._observed is not None, "start() comes first"
+        self._walk(self._observed)
+        for category, info in CATEGORIES.items():
+            yield Reading(info, value=self._held[category])
+        device = self._observed.world.device
+        on_accelerator = device.type != "cpu"
+        yield Reading(PEAK_ALLOCATED, value=_ask("max_memory_allocated", device) if on_accelerator else None)
+        yield Reading(PEAK_RESERVED, value=_ask("max_memory_reserved", device) if on_accelerator else None)
+        yield Reading(RSS_PEAK, value=peak_resident_bytes())
+        # No growth can be told where nothing came after the turn in which the warm-up ended.
+        known = self._settled is not None and self._settled[0] < self._steps
+        grown = resident_bytes() - self._settled[1] if known and self._settled is not None else None
+        yield Reading(RSS_GROWTH, value=grown)
+
+    def _walk(self, observed: Observed) -> None:
+        for category, held in occupied(observed.engine.tensors()).items():
+            self._held[category] = max(held, self._held.get(category, 0))
+
+
+def occupied(tensors: Iterable[tuple[Category, Tensor]]) -> dict[Category, int]:
+    """Return the bytes of memory that each category occupies in this process, every byte counted once.
+
+    Views, tied weights and flat buffers with their slices share memory; what counts is the addresses covered.
+
+    Args:
+        tensors: with their categories, in any order.
+    """
+    spans: dict[Category, dict[str, list[Span]]] = {category: {} for category in CATEGORIES}
+    for category, tensor in tensors:
+        for part in local_parts(tensor):
+            span = _span(part)
+            if span is not None:
+                spans[category].setdefault(str(part.device), []).append(span)
+    held: dict[Category, int] = {}
+    covered: dict[str, list[Span]] = {}  # by device: two devices may use the same addresses
+    for category, by_device in spans.items():
+        held[category] = 0
+        for device, found in by_device.items():
+            before = covered.get(device, [])
+            covered[device] = union([*before, *found])
+            held[category] += _length(covered[device]) - _length(before)
+    return held
+
+
+def local_parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the plain tensors of this rank that a tensor consists of.
+
+    A DTensor gives its local shard, a wrapper (a quantised state, say) what it wraps, a sparse tensor its indices
+    and values.
+    """
+    if hasattr(tensor, "to_local"):
+        with torch.no_grad():
+            yield from local_parts(tensor.to_local())
+    elif hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        for name in names:
+            yield from local_parts(getattr(tensor, name))
+    elif tensor.layout is torch.sparse_coo:
+        yield tensor._indices()  # noqa: SLF001  # indices() insists on a coalesced tensor
+        yield tensor._values()  # noqa: SLF001  # likewise
+    elif tensor.layout is torch.strided:
+        yield tensor
+
+
+def union(spans: Iterable[Span]) -> list[Span]:
+    """Return the same addresses as disjoint spans in ascending order."""
+    merged: list[Span] = []
+    for first, end in sorted(spans):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((first, end))
+    return merged
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process occupies now, in bytes."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return int(psutil.Process().memory_info().rss)
+    return pages * resource.getpagesize()
+
+
+def peak_resident_bytes(status: Path = Path("/proc/self/status")) -> int:
+    """Return the most memory that this process ever occupied, in bytes.
+
+    Args:
+        status: the kernel's account of the process; without it getrusage is asked, which on Linux may carry
+            the peak of the program that started this one.
+    """
+    try:
+        for line in status.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _span(tensor: Tensor) -> Span | None:
+    """Return the addresses of a plain tensor; None: it has no memory (meta, empty, a freed shard)."""
+    if tensor.device.type == "meta" or tensor.numel() == 0 or tensor.untyped_storage().nbytes() == 0:
+        return None
+    first = tensor.data_ptr()
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (first, first + (last + 1) * tensor.element_size())
+
+
+def _length(spans: Iterable[Span]) -> int:
+    return sum(end - first for first, end in spans)
+
+
+def _ask(what: str, device: torch.device) -> int | None:
+    """Ask torch.accelerator's allocator; None where the backend keeps no such account."""
+    try:
+        answer = getattr(torch.accelerator, what)(device)
+    except (AttributeError, RuntimeError, NotImplementedError, ValueError, TypeError):
+        return None
+    return None if answer is None else int(answer)
