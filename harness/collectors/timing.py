@@ -73,14 +73,14 @@ class EventClock:
     def note(self) -> None:
         """Record an event in the current stream."""
         event = self._spare.pop() if self._spare else self._event()
-        event.record()
+        event.record()  # type: ignore[no-untyped-call]  # torch declares no types for it
         self._notes.append(event)
 
     def distances(self) -> list[float]:
         """Return the seconds between neighbouring events, which must have happened."""
         notes, self._notes = self._notes, []
         found = [
-            earlier.elapsed_time(later) * 1e-3 for earlier, later in itertools.pairwise(notes)
+            float(earlier.elapsed_time(later)) * 1e-3 for earlier, later in itertools.pairwise(notes)
         ]  # torch gives milliseconds
         self._spare += notes
         return found

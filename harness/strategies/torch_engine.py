@@ -71,7 +71,8 @@ class TorchEngine:
         if self._entry.traits.closure:
             return self._closure_step(micro_batches, mark)
         if self._workload.traits.optimizer_only:
-            loss = self._set_gradients(micro_batches)
+            loss = None
+            self._set_gradients(micro_batches)
         else:
             loss = self._forward_backward(micro_batches, mark)
         mark(Phase.OPTIMIZER)

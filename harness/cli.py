@@ -1,0 +1,311 @@
+"""The command line's verbs. torch is never imported here: what needs it runs in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import click
+import typer
+from rich.console import Console
+
+from harness.errors import CorruptFileError, InvalidInputError, OptbenchError, Problem
+from harness.verbs import specs as options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.machine import Machine
+    from harness.plan import Plan
+    from harness.record import RunRecord
+    from harness.spec import RunSpec
+    from harness.store import Store, SweepLog
+
+DONE, FAILED, INVALID_INPUT, WRONG, INTERRUPTED = 0, 1, 2, 4, 130
+
+app = typer.Typer(
+    name="optbench",
+    help="Which implementation of which optimizer should I train with, on these machines? With evidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+output = Console(highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
+Results = Annotated[Path, typer.Option("--results", metavar="DIR", help="The store.")]
+MachineFile = Annotated[
+    Path | None, typer.Option("--machine", metavar="FILE", help="Plan for the machine that this file describes.")
+]
+
+
+def main() -> NoReturn:
+    """Run a verb; every error that optbench raises on purpose becomes a message and an exit code."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
+    try:
+        code = app(standalone_mode=False)
+    except typer.Exit as error:
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, head say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = DONE
+    except (OptbenchError, click.ClickException) as error:
+        code = _explain(error)
+    sys.exit(code or DONE)
+
+
+def _explain(error: OptbenchError | click.ClickException) -> int:
+    """Print what was wrong and what to do; return the exit code."""
+    if isinstance(error, InvalidInputError):
+        count = len(error.problems)
+        errors.print(f"optbench: {count} problem{'s' if count > 1 else ''}:", style="red")
+        for problem in error.problems:
+            errors.print(str(problem), markup=False)
+        return INVALID_INPUT
+    told = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    errors.print(f"optbench: {told}", markup=False, style="red")
+    if isinstance(error, click.ClickException):
+        errors.print("    optbench --help lists the verbs, optbench VERB --help their options")
+        return INVALID_INPUT
+    return WRONG if isinstance(error, CorruptFileError) else FAILED
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _print_json(document: Any) -> None:
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="workloads, optimizers, strategies, collectors, reports or sweeps.")],
+    as_json: Json = False,  # noqa: FBT002  # a flag of the command line
+    machine_file: MachineFile = None,
+) -> None:
+    """List what can be named, and whether it can run here."""
+    from harness.verbs import listing
+
+    rows = listing.rows(kind, lambda: _machine(machine_file))
+    if as_json:
+        _print_json({kind: rows})
+    else:
+        output.print(listing.table(kind, rows))
+
+
+@app.command()
+def doctor(
+    as_json: Json = False,  # noqa: FBT002  # a flag of the command line
+    write_machine: Annotated[
+        Path | None,
+        typer.Option("--write-machine", metavar="FILE", help="Describe this machine for plan --machine."),
+    ] = None,
+) -> None:
+    """Say what this machine can run, how fast and how quiet it is, and what each missing part needs."""
+    from harness import doctor as examination
+
+    machine = _machine(None)
+    if write_machine is not None:
+        write_machine.write_text(machine.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    found = examination.examine(machine)
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        output.print(examination.render(found))
+
+
+@app.command()
+def plan(  # noqa: PLR0913, PLR0917  # one parameter an option
+    sweeps: options.Sweeps = None,
+    workload: options.Workload = None,
+    size: options.Size = None,
+    optimizer: options.Optimizer = None,
+    strategy: options.Strategy = None,
+    precision: options.Precision = None,
+    nproc: options.Nproc = None,
+    steps: options.Steps = None,
+    seed: options.Seed = None,
+    settings: options.Settings = None,
+    machine_file: MachineFile = None,
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="DIR", help="Write each cell as a plan file for torchrun.")
+    ] = None,
+    as_json: Json = False,  # noqa: FBT002  # a flag of the command line
+) -> None:
+    """Print what would run and what is unsupported, and start nothing."""
+    from harness.verbs.planning import command_line, table, write_cells
+
+    axes = options.axes(workload, size, optimizer, strategy, precision, nproc, steps, seed)
+    specs = options.read(sweeps or [], axes, settings or []).runs
+    found = _plan(specs, _machine(machine_file, specs), everything=machine_file is not None)
+    files = write_cells(found, write) if write is not None else {}
+    if as_json:
+        cells = [{**cell.model_dump(mode="json"), "command": command_line(cell, files)} for cell in found.cells]
+        _print_json({"cells": cells})
+    else:
+        output.print(table(found, files))
+
+
+@app.command()
+def run(  # noqa: PLR0913, PLR0917  # one parameter an option
+    sweeps: options.Sweeps = None,
+    workload: options.Workload = None,
+    size: options.Size = None,
+    optimizer: options.Optimizer = None,
+    strategy: options.Strategy = None,
+    precision: options.Precision = None,
+    nproc: options.Nproc = None,
+    steps: options.Steps = None,
+    seed: options.Seed = None,
+    settings: options.Settings = None,
+    results: Results = Path("results"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a sweep: the latest, or the one named instead of a file.")
+    ] = False,  # a flag of the command line
+    master_port: Annotated[
+        int | None, typer.Option("--master-port", min=1, max=65535, help="Rendezvous port; default: a free one.")
+    ] = None,
+    as_json: Json = False,  # noqa: FBT002  # a flag of the command line
+) -> None:
+    """Train every run of a sweep, or of the options given, and print the table."""
+    from harness.store import Store
+
+    axes = options.axes(workload, size, optimizer, strategy, precision, nproc, steps, seed)
+    store = Store(results)
+    if resume:
+        if len(sweeps or []) > 1 or axes or settings:
+            remedy = "optbench run --resume [SWEEP_ID]"
+            raise InvalidInputError([Problem("--resume", "goes on with the runs as first asked for", remedy)])
+        sweep_id = store.resolve_sweep(sweeps[0] if sweeps else "latest")
+        specs = store.read_sweep(sweep_id).specs
+        found = _plan(specs, _machine(None, specs))
+        store.check_writable()
+        log = store.resume_sweep(sweep_id)
+    else:
+        sweep = options.read(sweeps or [], axes, settings or [])
+        store.check_writable()
+        found = _plan(sweep.runs, _machine(None, sweep.runs))
+        log = store.new_sweep(sweep.name, sweep.runs)
+    raise typer.Exit(_run(found, store, log, master_port, as_json=as_json))
+
+
+def _run(found: Plan, store: Store, log: SweepLog, master_port: int | None, *, as_json: bool) -> int:
+    """Run the plan; print the records of all its cells, also when interrupted."""
+    from harness.verbs.display import SweepDisplay
+    from launch import sweep
+
+    interrupted = False
+    try:
+        with log, SweepDisplay(Console(stderr=True)) as display:
+            pending = store.pending(store.read_sweep(log.sweep_id))
+            sweep.run(found, store, log, display, pending=pending, master_port=master_port)
+    except KeyboardInterrupt:
+        interrupted = True
+    except OSError as error:
+        errors.print(f"optbench: cannot write results: {error}", markup=False, style="red")
+        return FAILED
+    records = _records(store, log.sweep_id)
+    if as_json:
+        _print_json({"runs": [{"run_id": r.run_id, "outcome": r.outcome, "reason": r.reason} for r in records]})
+    else:
+        _show_table(records)
+        errors.print(_next_words(records, log.sweep_id, interrupted=interrupted), style="dim", markup=False)
+    return INTERRUPTED if interrupted else exit_code([record.outcome for record in records])
+
+
+def _records(store: Store, sweep_id: str) -> list[RunRecord]:
+    """Return the records of a sweep's runs, in the order in which they were asked for."""
+    return [store.read(run_id) for run_id in store.read_sweep(sweep_id).run_ids if run_id is not None]
+
+
+def _show_table(records: Sequence[RunRecord]) -> None:
+    from harness.reports.table import render
+
+    output.print(render(records))
+
+
+def _next_words(records: Sequence[RunRecord], sweep_id: str, *, interrupted: bool) -> str:
+    if interrupted:
+        return f"Interrupted; what is finished is kept. Go on with: optbench run --resume {sweep_id}"
+    example = records[0].run_id if records else "RUN"
+    return f"Everything about one run: optbench show {example}    All optimizers: optbench list optimizers"
+
+
+def exit_code(outcomes: Sequence[str]) -> int:
+    """Return the exit code for runs that ended so; unsupported ones count as done, unless there are no others."""
+    if "wrong" in outcomes:
+        return WRONG
+    if all(outcome == "unsupported" for outcome in outcomes):
+        return FAILED
+    return DONE if set(outcomes) <= {"completed", "unsupported"} else FAILED
+
+
+@app.command()
+def show(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN|SWEEP]", help="An id, its beginning, or latest; default: list all."),
+    ] = None,
+    results: Results = Path("results"),
+    as_json: Json = False,  # noqa: FBT002  # a flag of the command line
+) -> None:
+    """Show a run with all its metrics, a sweep's table, or the list of runs."""
+    from harness.store import Store
+    from harness.verbs import showing
+
+    store = Store(results)
+    if name is None:
+        rows = store.runs()
+        if as_json:
+            _print_json({"runs": [row.model_dump(mode="json") for row in rows]})
+        else:
+            output.print(showing.runs(rows))
+        return
+    if name.startswith("sweep-"):
+        records = _records(store, name)
+        if as_json:
+            _print_json({"runs": [record.model_dump(mode="json") for record in records]})
+        else:
+            _show_table(records)
+        return
+    record = store.read(name)
+    if as_json:
+        _print_json(record.model_dump(mode="json"))
+    else:
+        output.print(showing.run(record))
+
+
+def _machine(file: Path | None, specs: Sequence[RunSpec] = ()) -> Machine:
+    from harness import probe
+    from harness.plan import out_of_tree
+    from harness.verbs.planning import read_machine
+
+    if file is not None:
+        return read_machine(file)
+    optimizers, workloads = out_of_tree(specs)
+    return probe.machine(targets=optimizers, workloads=workloads)
+
+
+def _plan(specs: Sequence[RunSpec], machine: Machine, *, everything: bool = False) -> Plan:
+    """Plan for the memory that is free now, or for all of it on a machine that is not this one."""
+    import psutil
+
+    from harness.plan import plan as make_plan
+
+    available = None if everything else min(psutil.virtual_memory().available, machine.memory_bytes)
+    return make_plan(specs, machine, available)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""What would run, and why the rest would not: a pure function of specs and machine. Starts nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.errors import InvalidInputError, Problem
+from harness.interfaces import Target, WorkloadSize, WorkloadTraits
+from harness.registry import OPTIMIZERS, WORKLOADS, is_target, static_traits, strategy
+from harness.spec import OPTION_TABLES, RunSpec, suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from harness.interfaces import Optimizer, Strategy
+    from harness.machine import Machine
+
+PLAN_SCHEMA_VERSION = 1
+
+BYTES_PER_ELEMENT = 4
+"""Parameters, gradients and optimizer state are float32."""
+
+PROCESS_BYTES = 350 * 2**20
+"""What a rank holds before it builds a model: the interpreter and torch's libraries (measured, CPU build)."""
+
+
+class Cell(BaseModel):
+    """One run of a plan."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = PLAN_SCHEMA_VERSION
+    kind: Literal["cell"] = "cell"
+    index: int
+    """Its place in the order in which runs were asked for."""
+    spec: RunSpec
+    """With every default resolved for the machine."""
+    unsupported: str | None = None
+    """Why it cannot run here and what would fix it."""
+    kernels: tuple[str, ...] = ()
+    """What must be compiled before it starts, unless it is in the cache already."""
+    estimated_bytes: int | None = None
+    """Memory that all ranks of the node will need, roughly."""
+
+
+class Plan(BaseModel):
+    """All cells of a sweep, in the order asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cells: tuple[Cell, ...]
+
+    def runnable(self) -> list[Cell]:
+        """Return what can run, in the order to run it: first what needs no kernel built."""
+        able = [cell for cell in self.cells if cell.unsupported is None]
+        return sorted(able, key=lambda cell: bool(cell.kernels))
+
+
+def name_checks() -> dict[str, Any]:
+    """Return what `harness.spec.expand` asks about names, by field."""
+    from harness.registry import COLLECTORS, STRATEGIES
+
+    return {
+        "workload": WORKLOADS.remedy,
+        "optimizer": OPTIMIZERS.remedy,
+        "strategy": STRATEGIES.remedy,
+        "collectors": COLLECTORS.remedy,
+    }
+
+
+def out_of_tree(specs: Iterable[RunSpec]) -> tuple[list[str], list[str]]:
+    """Return the optimizers and workloads that only a probe can tell about."""
+    optimizers = {spec.optimizer: None for spec in specs if is_target(spec.optimizer)}
+    workloads = {
+        spec.workload: None for spec in specs if is_target(spec.workload) and _static(spec.workload) is None
+    }
+    return list(optimizers), list(workloads)
+
+
+def workload_traits(name: str, machine: Machine | None = None) -> WorkloadTraits:
+    """Return a workload's traits, from its source or from the probe.
+
+    Raises:
+        InvalidInputError: for out-of-tree code that cannot be imported, or that declares no valid traits.
+    """
+    static = _static(name)
+    if static is not None:
+        return static
+    found = machine.workloads.get(WORKLOADS.target(name)) if machine is not None else None
+    if found is None:
+        raise InvalidInputError([Problem(f"workload {name}", "was not probed", "run without --machine")])
+    if "error" in found:
+        raise InvalidInputError(
+            [Problem(f"workload {name}", str(found["error"]), "check the module's name and the current folder")]
+        )
+    try:
+        return WorkloadTraits.model_validate(found)
+    except ValidationError as error:
+        raise InvalidInputError([Problem(f"workload {name}: traits", str(error))]) from error
+
+
+def _static(name: str) -> WorkloadTraits | None:
+    return static_traits(WORKLOADS.target(name), WorkloadTraits, (WorkloadSize, Target))
+
+
+def plan(specs: Sequence[RunSpec], machine: Machine, available_bytes: int | None = None) -> Plan:
+    """Resolve every spec for the machine, and say of each whether it can run.
+
+    Args:
+        specs: in the order asked for.
+        machine: what the probe found.
+        available_bytes: host memory free now; None: all that the machine has.
+
+    Raises:
+        InvalidInputError: with every unknown size and option, and every batch that cannot be divided.
+    """
+    problems: list[Problem] = []
+    cells = []
+    for index, spec in enumerate(specs):
+        where = f"run {index} ({spec.workload} {spec.optimizer} {spec.strategy})"
+        try:
+            cells.append(_cell(index, where, spec, machine, available_bytes or machine.memory_bytes))
+        except InvalidInputError as error:
+            problems += error.problems
+    if problems:
+        raise InvalidInputError(list(dict.fromkeys(problems)))
+    return Plan(cells=tuple(cells))
+
+
+def _cell(index: int, where: str, spec: RunSpec, machine: Machine, available_bytes: int) -> Cell:
+    traits = workload_traits(spec.workload, machine)
+    optimizer, chosen = OPTIMIZERS.get(spec.optimizer), strategy(spec.strategy)
+    if spec.size is not None and spec.size not in traits.sizes:
+        problem = Problem(f"{where}.size", f"unknown name {spec.size!r}", suggest(spec.size, list(traits.sizes)))
+        raise InvalidInputError([problem])
+    spec = resolve(spec, traits, optimizer, chosen, machine)
+    problems = [
+        *_unknown_options(where, spec, traits, optimizer, chosen, machine),
+        *_indivisible(where, spec),
+    ]
+    if spec.data is not None and not traits.reads_data_file:
+        problems.append(Problem(f"{where}.data", f"{spec.workload} reads no data file", "leave data out"))
+    if problems:
+        raise InvalidInputError(problems)
+    estimate = estimated_bytes(spec, traits, optimizer)
+    return Cell(
+        index=index,
+        spec=spec,
+        unsupported=_too_few_devices(spec, machine)
+        or chosen.unsupported(spec, traits, optimizer.traits, machine)
+        or optimizer.unsupported(spec, traits, machine)
+        or _too_large(spec, estimate, machine, available_bytes),
+        kernels=optimizer.traits.kernels,
+        estimated_bytes=estimate,
+    )
+
+
+def resolve(
+    spec: RunSpec, traits: WorkloadTraits, optimizer: Optimizer, chosen: Strategy, machine: Machine
+) -> RunSpec:
+    """Fill in what the spec leaves to workload, algorithm and machine."""
+    device = spec.device or ("accelerator" if machine.accelerators else "cpu")
+    on_accelerator = device == "accelerator" and bool(machine.accelerators)
+    everything = len(machine.accelerators) if on_accelerator else 2
+    world_size = spec.world_size or (1 if chosen.one_rank else everything)
+    return spec.model_copy(
+        update={
+            "device": device,
+            "world_size": world_size,
+            "threads": spec.threads or max(1, machine.cores // world_size),
+            "size": spec.size or traits.default_size,
+            "global_batch": spec.global_batch or traits.size(spec.size).global_batch,
+            "lr": spec.lr if spec.lr is not None else optimizer.traits.default_lr,
+        }
+    )
+
+
+def _unknown_options(
+    where: str,
+    spec: RunSpec,
+    traits: WorkloadTraits,
+    optimizer: Optimizer,
+    chosen: Strategy,
+    machine: Machine,
+) -> list[Problem]:
+    known: dict[str, Mapping[str, Any] | None] = {
+        "workload": traits.options,
+        "optimizer": optimizer.options(machine),
+        "strategy": chosen.options,
+    }
+    problems = []
+    for word, table in OPTION_TABLES.items():
+        names = known[word]
+        for key, value in getattr(spec, table).items():
+            place = f"{where}.{table}.{key}"
+            if names is None:
+                continue
+            if key not in names:
+                takes = getattr(spec, word)
+                remedy = suggest(key, list(names)) or f"{takes} takes none"
+                problems.append(Problem(place, f"{takes} has no option {key!r}", remedy))
+            elif not _like(value, names[key]):
+                problems.append(
+                    Problem(place, f"expected a value like {names[key]!r}, found {value!r}", "see optbench list")
+                )
+    return problems
+
+
+def _like(value: object, default: object) -> bool:
+    """Say whether a value has the default's type; an integer will do for a float, None tells nothing."""
+    if default is None or value is None:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        # Some flags of constructors are declared as 0 or 1.
+        return isinstance(value, bool) and isinstance(default, (bool, int))
+    if isinstance(default, (int, float)):
+        return isinstance(value, (int, float))
+    if isinstance(default, (list, tuple)):
+        return isinstance(value, list) and len(value) == len(default)
+    return isinstance(value, type(default))
+
+
+def _indivisible(where: str, spec: RunSpec) -> list[Problem]:
+    batch, ranks, accumulation = spec.global_batch or 1, spec.world_size or 1, spec.accumulation
+    unit = ranks * accumulation
+    if batch % unit == 0:
+        return []
+    below, above = batch // unit * unit, (batch // unit + 1) * unit
+    nearest = f"{below} or {above}" if below else f"{above}"
+    micro = f" x {accumulation} micro-batches" if accumulation > 1 else ""
+    return [
+        Problem(
+            f"{where}.global_batch",
+            f"{batch} samples cannot be divided among {ranks} ranks{micro}",
+            f"nearest that can: global_batch = {nearest}",
+        )
+    ]
+
+
+def _too_few_devices(spec: RunSpec, machine: Machine) -> str | None:
+    present, needed = len(machine.accelerators), spec.world_size or 1
+    if spec.device != "accelerator" or needed <= present:
+        return None
+    fewer = f"use --nproc {present}, or --device cpu" if present else "use --device cpu"
+    return f"needs {needed} accelerators, {present} present; {fewer}"
+
+
+def estimated_bytes(spec: RunSpec, traits: WorkloadTraits, optimizer: Optimizer) -> int:
+    """Return roughly what all ranks together will hold: parameters, gradients, state, activations, processes.
+
+    The step's temporaries count as one copy of the parameters, which foreach takes and others stay below.
+    """
+    size, ranks = traits.size(spec.size), spec.world_size or 1
+    copies = 3 + optimizer.traits.state_tensors + (2 if traits.optimizer_only else 0)
+    samples = (spec.global_batch or 1) / spec.accumulation / ranks
+    rank = (
+        PROCESS_BYTES + copies * size.parameters * BYTES_PER_ELEMENT + samples * size.activation_bytes_per_sample
+    )
+    return int(rank * ranks)
+
+
+def _too_large(spec: RunSpec, estimate: int, machine: Machine, available_bytes: int) -> str | None:
+    if spec.device == "accelerator":
+        capacities = [a.memory_bytes for a in machine.accelerators if a.memory_bytes is not None]
+        needed, available = estimate // (spec.world_size or 1), min(capacities, default=None)
+        place = "on each accelerator"
+    else:
+        needed, available, place = estimate, available_bytes, "of host memory"
+    if available is None or needed <= available:
+        return None
+    return (
+        f"needs about {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB {place} available; "
+        "use a smaller size, a smaller global_batch, more accumulation or fewer ranks"
+    )
+
+
+def read_plan_file(path: Path) -> RunSpec:
+    """Read one cell that `optbench plan --write` wrote.
+
+    Raises:
+        InvalidInputError: when it is no such file, or holds a cell that cannot run.
+    """
+    try:
+        cell = Cell.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InvalidInputError([Problem(str(path), f"cannot be read: {error.strerror}")]) from error
+    except ValidationError as error:
+        remedy = "write one with optbench plan --write DIR"
+        raise InvalidInputError([Problem(str(path), f"is no plan of this version: {error}", remedy)]) from error
+    if cell.unsupported is not None:
+        raise InvalidInputError([Problem(str(path), f"cannot run: {cell.unsupported}")])
+    return cell.spec
+
+
+def optimizer_runs_here(name: str, machine: Machine) -> str | None:
+    """Return None where the optimizer can train some registered workload on one rank, else why not."""
+    optimizer = OPTIMIZERS.get(name)
+    reasons = []
+    for workload in WORKLOADS.targets():
+        traits = workload_traits(workload, machine)
+        spec = resolve(RunSpec(workload=workload, optimizer=name), traits, optimizer, strategy("single"), machine)
+        reason = optimizer.unsupported(spec, traits, machine)
+        if reason is None:
+            return None
+        reasons.append(reason)
+    return reasons[0]

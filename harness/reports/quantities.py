@@ -1,0 +1,56 @@
+"""Numbers with SI prefixes for people; records themselves keep plain SI units."""
+
+from __future__ import annotations
+
+import math
+
+UNKNOWN = "-"
+
+
+def seconds(value: float | None) -> str:
+    """Return a duration with three digits: ``41.2 ms``."""
+    if value is None:
+        return UNKNOWN
+    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if abs(value) >= factor:
+            return f"{_three(value / factor)} {unit}"
+    return f"{_three(value / 1e-9)} ns"
+
+
+def size(value: float | None) -> str:
+    """Return bytes with a binary prefix: ``8.1 MiB``."""
+    if value is None:
+        return UNKNOWN
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if abs(value) >= 1024**power:
+            return f"{_three(value / 1024**power)} {unit}"
+    return f"{value:.0f} B"
+
+
+def number(value: float | None) -> str:
+    """Return a pure number with five digits."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.5g}" if math.isfinite(value) else str(value)
+
+
+def rate(value: float | None) -> str:
+    """Return a rate with a decimal prefix: ``1.2 k``."""
+    if value is None:
+        return UNKNOWN
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{_three(value / factor)} {prefix}"
+    return _three(value)
+
+
+def _three(value: float) -> str:
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f}"
+
+
+def duration(value: float) -> str:
+    """Return a waiting time in whole seconds or minutes."""
+    return f"{value:.0f} s" if value < 90 else f"{value / 60:.0f} min"

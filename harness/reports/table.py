@@ -1,0 +1,149 @@
+"""The table for people: speed relative to the best of its group, memory and loss beside it, failures as rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from harness.reports import quantities
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.record import RunRecord
+
+CAUTION = (
+    "Times of runs made one after another: on a shared machine differences under about 10 % mean little.\n"
+    "step: median of the slowest rank's; opt: clipping and update alone; rel: step / best step of the group."
+)
+
+
+def render(records: Sequence[RunRecord]) -> RenderableType:
+    """Return one table a group (workload, size, strategy, ranks, precision, batch), in the order given."""
+    groups: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(_group(record), []).append(record)
+    parts: list[RenderableType] = []
+    for members in groups.values():
+        parts += [_heading(members[0]), _table(members), *_notes(members), Text("")]
+    if any(record.outcome == "completed" for record in records):
+        parts.append(Text(CAUTION, style="dim"))
+    return Group(*parts)
+
+
+def _group(record: RunRecord) -> tuple[Any, ...]:
+    fields = ("workload", "size", "strategy", "world_size", "precision", "device", "global_batch", "steps")
+    return tuple(str(record.spec.get(field)) for field in fields)
+
+
+def _heading(record: RunRecord) -> Text:
+    spec = record.spec
+    ranks = f"{spec.get('world_size')} rank{'s' if spec.get('world_size') != 1 else ''}"
+    device = "cpu" if spec.get("device") == "cpu" else "gpu"
+    words = [
+        f"{spec.get('workload')} {spec.get('size') or ''}".strip(),
+        f"{spec.get('strategy')}, {ranks}, {device}",
+        str(spec.get("precision")),
+        f"batch {spec.get('global_batch')}",
+        f"{spec.get('steps')} steps",
+    ]
+    return Text("  |  ".join(words), style="bold")
+
+
+def _table(members: Sequence[RunRecord]) -> Table:
+    evaluation = _evaluation(members)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, expand=False)
+    table.add_column("optimizer", overflow="fold", max_width=26)
+    for name in ("step", "rel", "opt", "state", "peak", "loss"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if evaluation is not None:
+        table.add_column(evaluation.removeprefix("validation_")[:8], justify="right", no_wrap=True)
+    known = [_step(r) for r in members if r.outcome == "completed"]
+    best = min((step for step in known if step is not None), default=None)
+    for record in members:
+        if record.outcome == "completed":
+            table.add_row(*_row(record, best, evaluation))
+        else:
+            table.add_row(_label(record, members), Text(record.outcome.replace("_", " "), style="red"))
+    return table
+
+
+def _label(record: RunRecord, members: Sequence[RunRecord]) -> str:
+    """Name the optimizer, and what else tells the members of the group apart."""
+    name = str(record.spec.get("optimizer"))
+    twins = [r for r in members if r.spec.get("optimizer") == name]
+    differing = [
+        f"{field}={record.spec.get(field)}"
+        for field in ("seed", "lr", "schedule", "accumulation", "clip_norm", "threads")
+        if len({str(r.spec.get(field)) for r in twins}) > 1
+    ]
+    for table in ("optimizer_options", "strategy_options", "workload_options"):
+        if len({str(r.spec.get(table)) for r in twins}) > 1:
+            options = record.spec.get(table) or {}
+            differing += [f"{k}={v}" for k, v in options.items()] if isinstance(options, dict) else []
+    return " ".join([name, *differing])
+
+
+def _row(record: RunRecord, best: float | None, evaluation: str | None) -> list[str | Text]:
+    step = _step(record)
+    relative = "-" if step is None or best is None else f"{step / best:.2f}x"
+    peak = _value(record, "peak_allocated_bytes")
+    cells: list[str | Text] = [
+        Text(_label(record, [record]) if not record.facts else str(record.spec.get("optimizer"))),
+        quantities.seconds(step),
+        Text(relative, style="green" if step is not None and step == best else ""),
+        quantities.seconds(_value(record, "optimizer_time_s")),
+        quantities.size(_value(record, "optimizer_state_bytes")),
+        quantities.size(peak if peak is not None else _value(record, "rss_peak_bytes")),
+        quantities.number(_value(record, "train_loss")),
+    ]
+    if evaluation is not None:
+        cells.append(quantities.number(_value(record, evaluation)))
+    return cells
+
+
+def _evaluation(members: Sequence[RunRecord]) -> str | None:
+    """Choose the one evaluation metric to show: accuracy where there is one."""
+    names = [n for r in members for n, m in r.metrics.items() if m.series_steps is not None]
+    ranked = sorted(dict.fromkeys(names), key=lambda n: ("accuracy" not in n, "auc" not in n, "loss" not in n))
+    return ranked[0] if ranked else None
+
+
+def _notes(members: Sequence[RunRecord]) -> list[Text]:
+    """Explain failures, name cells that ran the same code, and pass on what records warn of."""
+    notes = []
+    for record in members:
+        if record.outcome != "completed":
+            name = _label(record, members)
+            notes.append(Text(f"  {name}: {record.reason or 'no reason recorded'} [{record.run_id}]"))
+        notes += [Text(f"  {record.spec.get('optimizer')}: {note}", style="yellow") for note in record.notes]
+    return notes + same_code(members)
+
+
+def same_code(members: Sequence[RunRecord]) -> list[Text]:
+    """Name the runs whose optimizer step called the very same operators on the same class."""
+    first: dict[str, RunRecord] = {}
+    notes = []
+    for record in members:
+        optimizer = record.facts.get("optimizer")
+        operators = record.facts.get("step_operators")
+        if record.outcome != "completed" or not operators or not isinstance(optimizer, dict):
+            continue
+        twin = first.setdefault(f"{optimizer.get('class')} {operators}", record)
+        here, there = record.spec.get("optimizer"), twin.spec.get("optimizer")
+        if here != there:
+            notes.append(Text(f"  {here} ran the same operators as {there}: the same code", style="yellow"))
+    return notes
+
+
+def _step(record: RunRecord) -> float | None:
+    return _value(record, "step_time_s")
+
+
+def _value(record: RunRecord, name: str) -> float | None:
+    metric = record.metrics.get(name)
+    return metric.value if metric is not None else None

@@ -1,0 +1,94 @@
+"""What a person sees while a sweep runs: on a terminal a live bar, in a pipe a line a run; always on stderr."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from harness.reports import quantities
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.console import Console
+
+    from harness.plan import Cell
+    from harness.record import RunRecord
+
+
+def label(workload: object, size: object, optimizer: object, strategy: object) -> str:
+    """Name a run in a line."""
+    return f"{workload}{f'-{size}' if size else ''} {optimizer} {strategy}"
+
+
+class SweepDisplay:
+    """Shows which run goes on, its steps, and the time that the rest will take."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=None, left="", start=False)
+        self._began = 0.0
+        self._spent: list[float] = []
+        self._waiting = 0
+        self._label = ""
+
+    def __enter__(self) -> Self:
+        """Begin drawing."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Clear the bar."""
+        self._progress.stop()
+
+    def begin(self, cell: Cell, position: int, total: int) -> None:
+        """Show the run that starts."""
+        spec = cell.spec
+        self._began, self._waiting = time.monotonic(), total - position
+        self._label = f"{position}/{total} {label(spec.workload, spec.size, spec.optimizer, spec.strategy)}"
+        self._progress.reset(
+            self._task, description=self._label, total=spec.steps, completed=0, start=True, left="starting"
+        )
+
+    def steps(self, done: int) -> None:
+        """Show the steps done."""
+        self._progress.update(self._task, completed=done, left=self._left())
+
+    def _left(self) -> str:
+        """Estimate from the runs before: their mean for each that waits; nothing before the first has ended."""
+        if not self._spent:
+            return f"{self._waiting} more after this"
+        mean = sum(self._spent) / len(self._spent)
+        left = mean * self._waiting + max(0.0, mean - (time.monotonic() - self._began))
+        return f"about {quantities.duration(left)} left"
+
+    def end(self, record: RunRecord) -> None:
+        """Print the run's line."""
+        if record.outcome != "unsupported" and self._began:
+            self._spent.append(time.monotonic() - self._began)
+        spec = record.spec
+        name = label(spec.get("workload"), spec.get("size"), spec.get("optimizer"), spec.get("strategy"))
+        step = record.metrics.get("step_time_s")
+        if record.outcome == "completed" and step is not None:
+            text = Text(f"{name}: {quantities.seconds(step.value)} a step  [{record.run_id}]")
+        else:
+            text = Text(f"{name}: {record.outcome.replace('_', ' ')}: {record.reason}", style="red")
+        self._console.print(text, highlight=False)
+
+    def tell(self, text: str) -> None:
+        """Print something else to know."""
+        self._console.print(Text(text, style="cyan"), highlight=False)

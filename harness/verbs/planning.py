@@ -1,0 +1,98 @@
+"""What ``optbench plan`` prints and writes."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from harness.errors import InvalidInputError, Problem
+from harness.machine import MACHINE_SCHEMA_VERSION, Machine
+from harness.reports import quantities
+from launch.local import command
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from harness.plan import Cell, Plan
+
+
+def read_machine(path: Path) -> Machine:
+    """Read a machine that `optbench doctor --json` of another host described.
+
+    Raises:
+        InvalidInputError: when the file is no such description.
+    """
+    try:
+        machine = Machine.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InvalidInputError([Problem(str(path), f"cannot be read: {error.strerror}")]) from error
+    except ValidationError as error:
+        remedy = "make one there with: optbench doctor --write-machine FILE"
+        raise InvalidInputError([Problem(str(path), f"describes no machine: {error}", remedy)]) from error
+    if machine.schema_version > MACHINE_SCHEMA_VERSION:
+        found = f"has schema_version {machine.schema_version}, this optbench reads up to {MACHINE_SCHEMA_VERSION}"
+        raise InvalidInputError([Problem(str(path), found, "upgrade optbench")])
+    return machine
+
+
+def write_cells(plan: Plan, folder: Path) -> dict[int, Path]:
+    """Write each runnable cell as ``plan-N.json``; return the files by the cells' index.
+
+    Raises:
+        InvalidInputError: the folder cannot be written.
+    """
+    files = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for cell in plan.cells:
+            if cell.unsupported is None:
+                files[cell.index] = folder / f"plan-{cell.index}.json"
+                files[cell.index].write_text(cell.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError([Problem(str(folder), f"cannot be written: {error.strerror}")]) from error
+    return files
+
+
+def command_line(cell: Cell, files: Mapping[int, Path]) -> str | None:
+    """Return the torchrun command line of a cell that can run; ``PLAN`` stands for a file not yet written."""
+    if cell.unsupported is not None:
+        return None
+    words = command(cell.spec, [str(files.get(cell.index, "PLAN"))], port=None)
+    return shlex.join(["torchrun", *words[3:]])
+
+
+def table(plan: Plan, files: Mapping[int, Path]) -> RenderableType:
+    """Return what would run and why the rest would not."""
+    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    rows.add_column("#", justify="right")
+    for name in ("workload", "optimizer", "strategy"):
+        rows.add_column(name, overflow="fold")
+    rows.add_column("ranks", justify="right")
+    rows.add_column("memory", justify="right", no_wrap=True)
+    rows.add_column("")
+    details: list[RenderableType] = []
+    for cell in plan.cells:
+        spec = cell.spec
+        works = cell.unsupported is None
+        verdict = Text("runs", style="green") if works else Text("unsupported", style="red")
+        size = "" if spec.size is None else f" {spec.size}"
+        rows.add_row(
+            str(cell.index),
+            f"{spec.workload}{size}",
+            spec.optimizer,
+            spec.strategy,
+            str(spec.world_size),
+            quantities.size(cell.estimated_bytes),
+            verdict,
+        )
+        text = command_line(cell, files) if works else cell.unsupported
+        details.append(Text(f"{cell.index}: {text}", style="" if works else "red"))
+    hint = [] if files else [Text("PLAN: a file that optbench plan --write DIR writes.", style="dim")]
+    return Group(rows, Text(""), *details, *hint)

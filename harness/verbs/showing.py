@@ -1,0 +1,94 @@
+"""What ``optbench show`` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from harness.reports import quantities
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.record import Metric, RunRecord
+    from harness.store import RunRow
+
+RECENT = 50
+
+
+def runs(rows: Sequence[RunRow]) -> RenderableType:
+    """Return the latest runs as a table."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("run", "workload", "optimizer", "strategy", "outcome"):
+        table.add_column(name, overflow="fold")
+    table.add_column("step", justify="right", no_wrap=True)
+    for row in rows[-RECENT:]:
+        table.add_row(
+            row.run_id,
+            " ".join(filter(None, (row.workload, row.size))),
+            row.optimizer or "",
+            f"{row.strategy or ''} x{row.world_size or '?'}",
+            row.problem or row.outcome or "running",
+            quantities.seconds(row.step_time_s),
+        )
+    if not rows:
+        return Text("No runs yet. Start with: optbench run quickstart")
+    left_out = len(rows) - RECENT
+    more = [Text(f"{left_out} earlier runs: optbench show --json lists all.", style="dim")] if left_out > 0 else []
+    return Group(table, *more)
+
+
+def run(record: RunRecord) -> RenderableType:
+    """Return a run's spec, what really ran, and every metric."""
+    spec = {key: value for key, value in record.spec.items() if value not in (None, {}, [])}
+    parts: list[RenderableType] = [
+        Text(f"run {record.run_id}: {record.outcome}", style="bold"),
+        *([Text(record.reason, style="red")] if record.reason else []),
+        Text(""),
+        Text(", ".join(f"{key}={value}" for key, value in spec.items())),
+        Text(""),
+        *_facts(record),
+        _metrics(record),
+        *(Text(note, style="yellow") for note in record.notes),
+    ]
+    return Group(*parts)
+
+
+def _facts(record: RunRecord) -> list[RenderableType]:
+    optimizer = record.facts.get("optimizer")
+    if not isinstance(optimizer, dict):
+        return []
+    return [
+        Text(f"ran {optimizer.get('class')} as {record.facts.get('ran_as')}"),
+        Text(f"constructor: {optimizer.get('arguments')}", style="dim"),
+        Text(""),
+    ]
+
+
+def _metrics(record: RunRecord) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("metric", overflow="fold")
+    for name in ("value", "p10", "p90", "p99"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for metric in record.metrics.values():
+        quantiles = metric.quantiles or {}
+        table.add_row(
+            metric.name,
+            _format(metric, metric.value),
+            *(_format(metric, quantiles.get(q)) if quantiles else "" for q in ("p10", "p90", "p99")),
+        )
+    return table
+
+
+def _format(metric: Metric, value: float | None) -> str:
+    if metric.unit == "s":
+        return quantities.seconds(value)
+    if metric.unit == "By" or metric.name.endswith("_bytes"):
+        return quantities.size(value)
+    if metric.name.endswith("_per_s"):
+        return quantities.rate(value)
+    return quantities.number(value)

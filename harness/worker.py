@@ -1,0 +1,331 @@
+"""The torchrun entry point: one rank of one run.
+
+``optbench run`` starts it as ``-m harness.worker --run results/<run_id>``. By hand, with a plan that
+``optbench plan --write DIR`` wrote: ``torchrun --nproc-per-node 2 -m harness.worker DIR/plan-0.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import errno
+import faulthandler
+import gc
+import math
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import user_path
+from harness.errors import DivergedError, InvalidInputError, OptbenchError, UnsupportedError
+from harness.interfaces import DataShard, Observed, World
+from harness.loop import steps, turns
+from harness.rankfile import RankWriter, read_rank_file
+from harness.registry import COLLECTORS, OPTIMIZERS, WORKLOADS, strategy
+from harness.spec import RunSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+
+    from harness.interfaces import Batch, Collector, Engine, Workload
+    from harness.loop import Turn
+    from harness.record import Outcome
+
+PR_SET_PDEATHSIG = 1
+
+NO_SPACE_EXIT_CODE = 74
+"""When the results could not be written (sysexits.h: EX_IOERR)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one rank; return its exit code: 0 done, 1 the run ended otherwise, 2 the words given are wrong."""
+    parser = argparse.ArgumentParser(prog="harness.worker", description=__doc__.partition("\n")[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("plan", nargs="?", type=Path, help="a file that optbench plan --write wrote")
+    source.add_argument("--run", type=Path, help="a run's folder, prepared by the launcher")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="the store, with a plan file")
+    options = parser.parse_args(arguments)
+    _die_with_parent()
+    user_path.extend()
+    if options.run is not None:
+        _log_to(options.run / "log" / f"rank-{_number('RANK', 0)}.log")
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the launcher asks a hanging rank where it is
+    if options.run is None:
+        return _by_hand(options.plan, options.results)
+    spec = RunSpec.model_validate_json((options.run / "spec.json").read_bytes())
+    return _Rank(spec, options.run).run()
+
+
+def _by_hand(plan: Path, results: Path) -> int:
+    """Make the run's folder on rank 0, train, and let rank 0 write the manifest once all ranks ended."""
+    import torch.distributed as dist
+
+    from harness.plan import read_plan_file
+    from harness.store import Store
+
+    try:
+        spec = read_plan_file(plan)
+    except InvalidInputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    world_size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
+    if spec.world_size != world_size:
+        print(
+            f"{plan}: the plan is for {spec.world_size} ranks, torchrun started {world_size}; "
+            f"use torchrun --nproc-per-node {spec.world_size}",
+            file=sys.stderr,
+        )
+        return 2
+    store = Store(results)
+    folder = [str(store.new_run(spec))] if rank == 0 else [""]
+    if world_size > 1:
+        dist.init_process_group("gloo")  # for the folder's name only; the run makes its own group
+        dist.broadcast_object_list(folder)
+        dist.destroy_process_group()
+    run = Path(folder[0])
+    code = _Rank(spec, run).run()
+    if rank == 0:
+        _wait_for_ranks(run, world_size)
+        record = store.finish(run.name)
+        print(f"{run}: {record.outcome}" + (f": {record.reason}" if record.reason else ""))
+    return code
+
+
+def _wait_for_ranks(run: Path, world_size: int, limit_s: float = 30.0) -> None:
+    """Wait until every rank's file has its end line; past the limit the manifest says which have none."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, OptbenchError):
+            if all(read_rank_file(run / f"rank-{rank}.jsonl").ended for rank in range(world_size)):
+                return
+        time.sleep(0.1)
+
+
+def _number(variable: str, default: int) -> int:
+    return int(os.environ.get(variable, default))
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this rank when torchrun dies, whatever kills it; elsewhere torchrun must do so."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died in between
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _log_to(path: Path) -> None:
+    """Send standard output and standard error, those of libraries in C too, to the rank's log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+class _Rank:
+    """One rank's life, from its first line to its last."""
+
+    def __init__(self, spec: RunSpec, folder: Path) -> None:
+        self._spec = spec
+        self._rank = _number("RANK", 0)
+        self._writer = RankWriter(folder / f"rank-{self._rank}.jsonl")
+        self._step = 0
+        self._train_time_s = 0.0
+
+    def run(self) -> int:
+        """Train and write everything down; a failure is written down too."""
+        self._writer.begin(self._rank, _number("WORLD_SIZE", 1))
+        try:
+            self._train()
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # whatever it was, it becomes a row
+            traceback.print_exc()
+            outcome, reason = _cause(error)
+            self._writer.error(outcome, reason, traceback=traceback.format_exc(), step=self._step)
+            self._end(outcome)
+            return 1
+        self._end("completed")
+        return 0
+
+    def _end(self, outcome: Outcome) -> None:
+        self._writer.end(outcome)
+        self._writer.close()
+
+    def _train(self) -> None:
+        import torch
+
+        spec = self._spec
+        torch.set_num_threads(spec.threads or 1)
+        world = _join(spec)
+        torch.manual_seed(spec.seed)
+        _exact_arithmetic()
+        workload: Workload = WORKLOADS.get(spec.workload)(size=spec.size, data=spec.data, **spec.workload_options)
+        engine = strategy(spec.strategy).start(workload, OPTIMIZERS.get(spec.optimizer), spec, world)
+        if self._rank == 0:
+            from harness.environment import capture
+
+            self._writer.environment(capture())
+        collectors: list[Collector] = [COLLECTORS.get(name)() for name in spec.collectors]
+        observed = Observed(
+            spec=spec,
+            workload=workload.traits,
+            engine=engine,
+            world=world,
+            process_started_unix_s=_started(),
+            flops_per_step=_flops(workload, spec),
+        )
+        for collector in collectors:
+            collector.start(observed)
+        self._steps(engine, workload, world, collectors)
+        for collector in collectors:
+            self._writer.readings(collector.stop())
+        if self._rank == 0:
+            found: dict[str, Any] = getattr(workload, "facts", dict)()
+            self._writer.facts({**engine.facts(), "workload": found})
+        engine.close()
+        if world.backend is not None:
+            torch.distributed.destroy_process_group()
+
+    def _steps(self, engine: Engine, workload: Workload, world: World, collectors: Sequence[Collector]) -> None:
+        spec = self._spec
+        shard = DataShard(world.rank, world.size, spec.global_batch or 1, spec.accumulation, spec.seed)
+        batches: Iterator[Batch] = workload.batches(shard)
+        gc.collect()
+        gc.freeze()  # what exists by now stays: later collections need not walk it
+        stream = steps(engine, batches, spec, world.device, collectors)
+        for turn in turns(stream, spec, _synchroniser(world.device)):
+            self._step = turn.end
+            self._train_time_s += turn.wall_s
+            for collector in collectors:
+                self._writer.readings(collector.turn())
+            _agree_that_finite(turn, world)
+            if spec.warmup_steps in {0, turn.end}:
+                engine.verify_claims()
+            last = turn.end == spec.steps
+            if not workload.traits.optimizer_only and (last or turn.end % spec.evaluation_interval == 0):
+                with engine.evaluating() as model:
+                    values = workload.evaluate(model)
+                for collector in collectors:
+                    collector.evaluated(turn.end, self._train_time_s, values)
+        for collector in collectors:
+            self._writer.readings(collector.turn())  # the last evaluation
+
+
+def _join(spec: RunSpec) -> World:
+    """Find this rank's device and join the others."""
+    import torch
+    import torch.distributed as dist
+
+    size, rank, local_rank = _number("WORLD_SIZE", 1), _number("RANK", 0), _number("LOCAL_RANK", 0)
+    device = torch.device("cpu")
+    if spec.device == "accelerator":
+        found = torch.accelerator.current_accelerator()
+        if found is None:
+            raise UnsupportedError("this process sees no accelerator; run optbench doctor, or use --device cpu")
+        torch.accelerator.set_device_index(local_rank)
+        device = torch.device(found.type, local_rank)
+    backend = None
+    if size > 1:
+        backend = dist.get_default_backend_for_device(device)
+        dist.init_process_group(backend, device_id=device if device.type != "cpu" else None)
+    return World(rank, size, local_rank, device, backend)
+
+
+def _exact_arithmetic() -> None:
+    """Fp32 means fp32: no TF32 in matrix products or convolutions."""
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    if torch.cuda.is_available():
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def _synchroniser(device: torch.device) -> Any:
+    import torch
+
+    return (lambda: None) if device.type == "cpu" else lambda: torch.accelerator.synchronize(device)
+
+
+def _started() -> float | None:
+    started = os.environ.get("OPTBENCH_STARTED_UNIX_S")
+    return float(started) if started else None
+
+
+def _flops(workload: Workload, spec: RunSpec) -> int | None:
+    """Count the model's FLOPs a step with torch's counter, on the meta device; None where it cannot run there."""
+    if workload.traits.optimizer_only:
+        return None
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    samples = min(spec.global_batch or 1, 2)
+    try:
+        batch = next(iter(workload.batches(DataShard(0, 1, samples, 1, spec.seed))))
+        with torch.device("meta"):
+            model = workload.build()
+        with FlopCounterMode(display=False) as counter:
+            loss = workload.loss(model, {key: tensor.to("meta") for key, tensor in batch.items()})
+            loss.backward()  # type: ignore[no-untyped-call]  # torch declares no types for it
+    except Exception:  # noqa: BLE001  # a model that reads its values cannot run on meta: unknown, not a failure
+        return None
+    return int(counter.get_total_flops()) * (spec.global_batch or 1) // samples
+
+
+def _agree_that_finite(turn: Turn, world: World) -> None:
+    """Raise DivergedError on every rank when any rank's loss is no longer finite."""
+    import torch
+
+    losses = [result.loss for result in turn.results]
+    known = [loss for loss in losses if loss is not None]
+    if not known:
+        return
+    values = torch.stack([loss.reshape(()) for loss in known]).float()
+    bad = (~torch.isfinite(values)).to(torch.int32)
+    if world.backend is not None:
+        torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
+    where = bad.cpu().nonzero()
+    if len(where):
+        index = int(where[0])
+        value = float(values[index])
+        told = "is not finite on another rank" if math.isfinite(value) else f"is {value}"
+        raise DivergedError(f"the training loss {told} in step {turn.first + index + 1} of the run")
+
+
+def _cause(error: BaseException) -> tuple[Outcome, str]:
+    """Return outcome and reason for what ended the rank."""
+    reason = f"{type(error).__name__}: {error}".strip().removesuffix(":")
+    if isinstance(error, UnsupportedError):
+        return "unsupported", str(error)
+    if isinstance(error, DivergedError):
+        return "diverged", str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out_of_memory", reason
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's CPU allocator
+        return "out_of_memory", reason
+    return "failed", reason
+
+
+def _leave(code: int) -> None:
+    """End a failed rank at once: a normal exit may wait for ranks that wait for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    try:
+        _leave(main())
+    except OSError as error:
+        traceback.print_exc()
+        _leave(NO_SPACE_EXIT_CODE if error.errno in {errno.ENOSPC, errno.EDQUOT} else 1)

@@ -1,0 +1,56 @@
+# Sourced by launch/quickstart.sh and tests/run.sh: makes .venv with optbench and the extras named in $1.
+#
+# An active Python that already has torch >= 2.9 (a vendor's image, an environment with Apex built in it, ROCm) is
+# used as it is: .venv then borrows its packages and its torch is never replaced. Otherwise the versions pinned in
+# constraints.txt are installed. Both work again after an interruption: what was begun is finished.
+
+say() { printf '%s\n' "$*" >&2; }
+
+active_torch() { # the version of the active Python's torch when it is 2.9 or later, else nothing
+    "$1" - <<'PY' 2>/dev/null || true
+import importlib.metadata
+version = importlib.metadata.version("torch")
+if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) >= (2, 9):
+    print(version)
+PY
+}
+
+find_python() { # the active Python, but not our own environment's
+    local candidate
+    for candidate in "${PYTHON:-}" python3 python; do
+        [ -n "$candidate" ] || continue
+        candidate=$(command -v "$candidate") || continue
+        case $candidate in "$PWD/.venv/"*) continue ;; esac
+        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$candidate"; return; }
+    done
+    say "optbench needs Python 3.11 or later on PATH (or PYTHON=/path/to/python3)."
+    return 1
+}
+
+install_optbench() { # $1: extras, deepspeed or deepspeed,dev
+    local python torch wanted stamp=.venv/.installed
+    python=$(find_python) || return 1
+    torch=$(active_torch "$python")
+    wanted="$("$python" -c 'import sys; print(sys.executable, sys.version)') torch=$torch extras=$1 $(cat pyproject.toml constraints.txt | cksum)"
+    if [ -x .venv/bin/optbench ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
+    rm -f "$stamp"
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+        say "Making .venv with $python"
+        "$python" -m venv --clear .venv || {
+            say "The environment could not be made. On Debian and Ubuntu: apt-get install python3-venv"
+            return 1
+        }
+    fi
+    local constraints=constraints.txt
+    if [ -n "$torch" ]; then
+        say "Using torch $torch of $python as it is."
+        # The active interpreter's own folders, after those of .venv.
+        "$python" -c 'import sys; print("\n".join(p for p in sys.path if p.endswith("-packages")))' \
+            >"$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+        constraints=.venv/constraints.txt
+        echo "torch==$torch" >"$constraints"
+    fi
+    say "Installing optbench[$1] and what it needs (once; a few minutes with a CUDA build of torch) …"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c "$constraints" -e ".[$1]" >&2 || return 1
+    echo "$wanted" >"$stamp"
+}

@@ -1,0 +1,235 @@
+"""Starts a torchrun world on this machine, watches it, and says how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import user_path
+from launch import memory_kills, processes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from harness.record import Outcome
+    from harness.spec import RunSpec
+
+POLL_S = 0.25
+"""Between two looks at a running world: rare enough not to disturb what it measures."""
+
+NO_SPACE_EXIT_CODE = 74
+"""A rank's exit code when it could not write its lines (sysexits.h: EX_IOERR)."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a world ended; ``outcome`` None: the ranks' own files tell."""
+
+    outcome: Outcome | None
+    reason: str | None = None
+    rank_files_first: bool = True
+    """A reason that a rank wrote down beats this one."""
+
+
+def command(spec: RunSpec, target: Sequence[str], port: int | None) -> list[str]:
+    """Return the torchrun command line for a spec.
+
+    Args:
+        spec: resolved.
+        target: the worker's own words: ``--run FOLDER``, or a plan file.
+        port: of the rendezvous on this machine; None: torchrun's own choice.
+    """
+    place = ["--standalone"] if port is None else ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=1",
+        f"--nproc-per-node={spec.world_size}",
+        *place,
+        "--max-restarts=0",
+        "-m",
+        "harness.worker",
+        *target,
+    ]
+
+
+def environment(spec: RunSpec, run_id: str, base: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a world's processes.
+
+    The user's folder is appended to the import path by the ranks; PYTHONSAFEPATH keeps it off the front.
+    """
+    threads = str(spec.threads or 1)
+    settings = {
+        **base,
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        user_path.VARIABLE: base.get(user_path.VARIABLE) or str(Path.cwd()),
+        processes.MARKER: run_id,
+        "OPTBENCH_STARTED_UNIX_S": repr(time.time()),
+        "OPTBENCH_COMMAND": json.dumps(sys.argv),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+    }
+    if spec.device == "cpu":
+        settings["CUDA_VISIBLE_DEVICES"] = ""
+        settings["DS_ACCELERATOR"] = "cpu"
+        # One node: no need to resolve the host's name, which fails on machines without a name service.
+        if sys.platform == "linux":
+            settings.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return settings
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback address that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def port_taken(port: int) -> str | None:
+    """Return why a port cannot be listened on, with the remedy, or None."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            told = "is taken by another process" if error.errno == errno.EADDRINUSE else f"cannot be used: {error}"
+            return f"port {port} {told}; choose another with --master-port, or leave it out for a free one"
+    return None
+
+
+def run(
+    spec: RunSpec,
+    folder: Path,
+    progress: Callable[[int], None],
+    master_port: int | None = None,
+) -> Ended:
+    """Run one world to its end, whatever that is; none of its processes is left when this returns.
+
+    Args:
+        spec: resolved.
+        folder: the run's, prepared by the store.
+        progress: told the number of steps done, now and then.
+        master_port: of the rendezvous; None: a free one.
+
+    Raises:
+        KeyboardInterrupt: passed on once all processes have ended.
+    """
+    if master_port is not None:
+        taken = port_taken(master_port)
+        if taken is not None:
+            return Ended("failed", taken)
+    words = command(spec, ["--run", str(folder.absolute())], master_port or free_port())
+    log = folder / "log" / "torchrun.log"
+    kills_before = memory_kills.count()
+    settings = environment(spec, folder.name, os.environ)
+    log.write_text(f"$ {shlex.join(words)}\n")
+    process = processes.start(words, settings, log)
+    try:
+        code = _watch(process, spec, folder, progress)
+    finally:
+        processes.end(folder.name, process)
+    if code is None:
+        return Ended(
+            "timed_out",
+            f"not done after timeout_s = {spec.timeout_s:g}; the ranks' stacks are in {folder / 'log'}",
+            rank_files_first=False,
+        )
+    return _ended(code, folder, kills_before)
+
+
+def _watch(
+    process: subprocess.Popen[bytes], spec: RunSpec, folder: Path, progress: Callable[[int], None]
+) -> int | None:
+    """Return torchrun's exit code, or None at the time limit, once the stacks were written."""
+    deadline = time.monotonic() + spec.timeout_s
+    seen, offset = 0, 0
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=min(POLL_S, max(0.0, deadline - time.monotonic())))
+        steps, offset = _steps_done(folder / "rank-0.jsonl", offset)
+        if steps > seen:
+            seen = steps
+            progress(seen)
+        if time.monotonic() >= deadline:
+            pids = [p.pid for p in processes.of_run(folder.name)]
+            processes.dump_stacks(_ranks_among(pids, process.pid))
+            return None
+
+
+def _steps_done(rank_file: Path, offset: int) -> tuple[int, int]:
+    """Return the steps that the lines after ``offset`` tell of, and where the next look begins."""
+    try:
+        with rank_file.open("rb") as file:
+            file.seek(offset)
+            whole = file.read().rpartition(b"\n")[0]
+    except FileNotFoundError:
+        return 0, offset
+    done = 0
+    for line in whole.splitlines():
+        with contextlib.suppress(ValueError, AttributeError, TypeError):  # checked when the record is made
+            fields = json.loads(line)
+            if fields.get("kind") == "samples" and fields.get("step") is not None:
+                done = fields["step"] + max(len(series) for series in fields["samples"].values())
+    return done, offset + len(whole) + (1 if whole else 0)
+
+
+def _ranks_among(pids: Sequence[int], torchrun: int) -> list[int]:
+    """Return the workers' pids: SIGUSR1 would kill a process that does not expect it, torchrun among them."""
+    import psutil
+
+    ranks = []
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            if pid != torchrun and "harness.worker" in psutil.Process(pid).cmdline():
+                ranks.append(pid)
+    return ranks
+
+
+def _ended(code: int, folder: Path, kills_before: int | None) -> Ended:
+    if code == 0:
+        return Ended(None)
+    text = (folder / "log" / "torchrun.log").read_text(errors="replace")
+    failures = re.findall(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)", text)
+    if not failures:
+        told = "\n".join(text.splitlines()[-5:])
+        return Ended("failed", f"torchrun exited with {code} before a rank began: {told}")
+    exit_code, local_rank = int(failures[0][0]), failures[0][1]
+    log = folder / "log" / f"rank-{local_rank}.log"
+    if exit_code == -signal.SIGKILL and _rose(kills_before):
+        return Ended(
+            "out_of_memory",
+            f"the kernel killed rank {local_rank} for memory; "
+            "use a smaller size, a smaller global_batch, more accumulation or fewer ranks",
+        )
+    if exit_code == NO_SPACE_EXIT_CODE:
+        return Ended("failed", f"rank {local_rank} could not write its results; {_last_line(log)}")
+    if exit_code < 0:
+        return Ended("failed", f"rank {local_rank} was killed by {signal.Signals(-exit_code).name}; see {log}")
+    return Ended("failed", f"rank {local_rank} exited with {exit_code}; see {log}")
+
+
+def _rose(before: int | None) -> bool:
+    now = memory_kills.count()
+    return before is not None and now is not None and now > before
+
+
+def _last_line(log: Path) -> str:
+    with contextlib.suppress(OSError):
+        lines = log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"see {log}"
+    return f"see {log}"

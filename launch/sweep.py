@@ -1,0 +1,97 @@
+"""Runs the cells of a plan one after another; whatever becomes of one, the others go on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from harness import kernels
+from harness.summary import summarise
+from launch import local
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from harness.plan import Cell, Plan
+    from harness.record import Outcome, RunRecord
+    from harness.store import Store, SweepLog
+
+
+class Display(Protocol):
+    """Shows a sweep while it runs."""
+
+    def begin(self, cell: Cell, position: int, total: int) -> None:
+        """A cell starts, number ``position`` (from 1) of ``total``."""
+        ...
+
+    def steps(self, done: int) -> None:
+        """The running cell has done so many steps."""
+        ...
+
+    def end(self, record: RunRecord) -> None:
+        """A cell has ended."""
+        ...
+
+    def tell(self, text: str) -> None:
+        """Something else to know, a kernel being built say."""
+        ...
+
+
+def run(
+    plan: Plan,
+    store: Store,
+    log: SweepLog,
+    display: Display,
+    *,
+    pending: Collection[int],
+    master_port: int | None = None,
+) -> None:
+    """Run what can run, write a row for what cannot.
+
+    Args:
+        plan: all cells of the sweep.
+        store: where the runs go.
+        log: told which run belongs to which cell.
+        display: shows what happens.
+        pending: indices of the cells to run; an earlier start has finished the others.
+        master_port: of the rendezvous; None: a free one each time.
+
+    Raises:
+        KeyboardInterrupt: after the running cell was stopped and written down as incomplete.
+        OSError: the results cannot be written any more.
+    """
+    for cell in plan.cells:
+        if cell.unsupported is not None and cell.index in pending:
+            display.end(_row(cell, store, log, "unsupported", cell.unsupported))
+    cells = [cell for cell in plan.runnable() if cell.index in pending]
+    broken: dict[str, str | None] = {}
+    for position, cell in enumerate(cells, start=1):
+        missing = [name for name in cell.kernels if name not in broken]
+        if missing:
+            # All that the rest of the sweep needs in one go: one process builds them.
+            needed = dict.fromkeys(name for later in cells[position - 1 :] for name in later.kernels)
+            broken |= kernels.ensure(list(needed), display.tell)
+        failed = [text for name in cell.kernels if (text := broken.get(name)) is not None]
+        if failed:
+            display.end(_row(cell, store, log, "failed", "; ".join(failed)))
+            continue
+        display.begin(cell, position, len(cells))
+        display.end(_run(cell, store, log, display, master_port))
+
+
+def _row(cell: Cell, store: Store, log: SweepLog, outcome: Outcome, reason: str) -> RunRecord:
+    folder = store.new_run(cell.spec)
+    log.started(cell.index, folder.name)
+    return store.finish(folder.name, outcome, reason)
+
+
+def _run(cell: Cell, store: Store, log: SweepLog, display: Display, master_port: int | None) -> RunRecord:
+    folder = store.new_run(cell.spec)
+    log.started(cell.index, folder.name)
+    try:
+        ended = local.run(cell.spec, folder, display.steps, master_port)
+    except KeyboardInterrupt:
+        store.finish(folder.name, "incomplete", "interrupted")
+        raise
+    if ended.rank_files_first and summarise(folder).outcome not in {"completed", "incomplete"}:
+        return store.finish(folder.name)  # a rank wrote down what went wrong
+    return store.finish(folder.name, ended.outcome, ended.reason)
