@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -44,6 +45,15 @@ PACKAGES = (
     "mkl",
 )
 """Distributions whose version can change an answer or a speed."""
+
+
+@dataclass(frozen=True)
+class CpuTimes:
+    """The node's CPU time in seconds, summed over CPUs, since it was started."""
+
+    total: float
+    idle: float
+    steal: float
 
 
 def cores_usable(root: Path = ROOT, affinity: int | None = None) -> int:
@@ -83,6 +93,31 @@ def cpu_model(root: Path = ROOT) -> str:
         if found:
             return " ".join(found[1].split())
     return platform.processor() or platform.machine() or "unknown"
+
+
+def cpu_times() -> CpuTimes | None:
+    """Return the node's CPU times; None where the system does not tell."""
+    try:
+        times = psutil.cpu_times()
+    except (OSError, RuntimeError, psutil.Error):
+        return None
+    fields = times._asdict()
+    # Linux counts guests' time into user and nice already (proc(5)).
+    total = sum(value for name, value in fields.items() if name not in {"guest", "guest_nice"})
+    return CpuTimes(total, fields.get("idle", 0.0) + fields.get("iowait", 0.0), fields.get("steal", 0.0))
+
+
+def shares(before: CpuTimes | None, after: CpuTimes | None) -> tuple[float | None, float | None]:
+    """Return the shares of CPU time between two readings that were busy, and stolen; None: no time passed.
+
+    The kernel's counters of single CPUs can step back by a tick, so shares are kept within 0 and 1.
+    """
+    if before is None or after is None or after.total <= before.total:
+        return None, None
+    total = after.total - before.total
+    steal = (after.steal - before.steal) / total
+    busy = 1 - (after.idle - before.idle) / total - steal
+    return min(1.0, max(0.0, busy)), min(1.0, max(0.0, steal))
 
 
 def packages() -> dict[str, str | None]:

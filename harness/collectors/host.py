@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psutil
 
-from harness import cgroup
+from harness import cgroup, system
 from harness.interfaces import Reading
 from harness.record import MetricInfo
 
@@ -49,22 +48,13 @@ THROTTLED_TIME = MetricInfo(name="cgroup_throttled_time_s", unit="s", better="lo
 QUOTA = MetricInfo(name="cgroup_quota_cores", unit="1", better="neither", scope="node", across_ranks="min")
 
 
-@dataclass(frozen=True)
-class CpuTimes:
-    """The node's CPU time in seconds, summed over CPUs, since it was started."""
-
-    total: float
-    idle: float
-    steal: float
-
-
 class Host:
     """What the operating system counted. Reads files between turns only; one rank of each node speaks for it."""
 
     def __init__(self) -> None:
         self._speaks_for_node = False
         self._usage = resource.getrusage(resource.RUSAGE_SELF)
-        self._times: CpuTimes | None = None
+        self._times: system.CpuTimes | None = None
         self._throttling: Throttling | None = None
         self._process = psutil.Process()
         self._steps = 0
@@ -75,7 +65,7 @@ class Host:
         self._speaks_for_node = observed.world.local_rank == 0
         self._usage = resource.getrusage(resource.RUSAGE_SELF)
         if self._speaks_for_node:
-            self._times = cpu_times()
+            self._times = system.cpu_times()
             self._throttling = cgroup.throttling()
 
     def mark(self, phase: Phase, step: int) -> None:
@@ -94,8 +84,8 @@ class Host:
         yield Reading(THREADS, series=(_known(self._process.num_threads),), steps=at)
         if not self._speaks_for_node:
             return
-        before, self._times = self._times, cpu_times()
-        busy, steal = shares(before, self._times)
+        before, self._times = self._times, system.cpu_times()
+        busy, steal = system.shares(before, self._times)
         yield Reading(BUSY, series=(busy,), steps=at)
         yield Reading(STEAL, series=(steal,), steps=at)
         yield Reading(LOAD, series=(_known(lambda: os.getloadavg()[0]),), steps=at)
@@ -117,31 +107,6 @@ class Host:
         yield Reading(THROTTLED_PERIODS, value=periods)
         yield Reading(THROTTLED_TIME, value=seconds)
         yield Reading(QUOTA, value=cgroup.cpu_quota())
-
-
-def cpu_times() -> CpuTimes | None:
-    """Return the node's CPU times; None where the system does not tell."""
-    try:
-        times = psutil.cpu_times()
-    except (OSError, RuntimeError, psutil.Error):
-        return None
-    fields = times._asdict()
-    # Linux counts guests' time into user and nice already (proc(5)).
-    total = sum(value for name, value in fields.items() if name not in {"guest", "guest_nice"})
-    return CpuTimes(total, fields.get("idle", 0.0) + fields.get("iowait", 0.0), fields.get("steal", 0.0))
-
-
-def shares(before: CpuTimes | None, after: CpuTimes | None) -> tuple[float | None, float | None]:
-    """Return the shares of CPU time between two readings that were busy, and stolen; None: no time passed.
-
-    The kernel's counters of single CPUs can step back by a tick, so shares are kept within 0 and 1.
-    """
-    if before is None or after is None or after.total <= before.total:
-        return None, None
-    total = after.total - before.total
-    steal = (after.steal - before.steal) / total
-    busy = 1 - (after.idle - before.idle) / total - steal
-    return min(1.0, max(0.0, busy)), min(1.0, max(0.0, steal))
 
 
 def _known(ask: Callable[[], float | int]) -> float | int | None:
