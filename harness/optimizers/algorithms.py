@@ -1,0 +1,282 @@
+"""The algorithms: what each hyperparameter is called, its default, and what an update depends on.
+
+Names and defaults are those of the algorithm's native class in torch.optim. Where torch has none (Lion, LAMB,
+NovoGrad) they are those of the source named beside the entry. Every implementation of an algorithm takes these
+names and must compute the same mathematics from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import JsonValue
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One algorithm.
+
+    Attributes:
+        name: as in ``algorithm/implementation``.
+        lr: the default learning rate.
+        options: the other hyperparameters, with defaults; a list stands for a tuple.
+        granularity: the unit that an update depends on.
+        state_tensors: state in multiples of the parameters' elements, under the default options.
+        closure: a step evaluates the loss again.
+        source: where the algorithm and its defaults are described.
+    """
+
+    name: str
+    lr: float
+    options: Mapping[str, JsonValue]
+    granularity: Literal["element", "tensor", "matrix", "model"]
+    state_tensors: float
+    source: str
+    closure: bool = False
+
+
+_ADAM: dict[str, JsonValue] = {
+    "betas": [0.9, 0.999],
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "amsgrad": False,
+    "maximize": False,
+}
+
+_SGD: dict[str, JsonValue] = {
+    "momentum": 0.0,
+    "dampening": 0.0,
+    "weight_decay": 0.0,
+    "nesterov": False,
+    "maximize": False,
+}
+
+_TABLE = (
+    Algorithm(
+        "adadelta",
+        1.0,
+        {"rho": 0.9, "eps": 1e-6, "weight_decay": 0.0, "maximize": False},
+        "element",
+        2,
+        "Zeiler 2012, arXiv:1212.5701; torch.optim.Adadelta",
+    ),
+    Algorithm(
+        "adafactor",
+        0.01,
+        {"beta2_decay": -0.8, "eps": [None, 1e-3], "d": 1.0, "weight_decay": 0.0, "maximize": False},
+        "tensor",  # row and column statistics, and the update's root mean square over the whole tensor
+        0.05,
+        "Shazeer and Stern 2018, arXiv:1804.04235; torch.optim.Adafactor",
+    ),
+    Algorithm(
+        "adagrad",
+        0.01,
+        {
+            "lr_decay": 0.0,
+            "weight_decay": 0.0,
+            "initial_accumulator_value": 0.0,
+            "eps": 1e-10,
+            "maximize": False,
+        },
+        "element",
+        1,
+        "Duchi, Hazan and Singer 2011, JMLR 12; torch.optim.Adagrad",
+    ),
+    Algorithm(
+        "adam",
+        1e-3,
+        {**_ADAM, "decoupled_weight_decay": False},
+        "element",
+        2,
+        "Kingma and Ba 2015, arXiv:1412.6980; torch.optim.Adam",
+    ),
+    Algorithm(
+        "adamw",
+        1e-3,
+        {**_ADAM, "weight_decay": 0.01},
+        "element",
+        2,
+        "Loshchilov and Hutter 2019, arXiv:1711.05101; torch.optim.AdamW",
+    ),
+    Algorithm(
+        "adamax",
+        2e-3,
+        {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "maximize": False},
+        "element",
+        2,
+        "Kingma and Ba 2015, section 7.1; torch.optim.Adamax",
+    ),
+    Algorithm(
+        "asgd",
+        0.01,
+        {"lambd": 1e-4, "alpha": 0.75, "t0": 1e6, "weight_decay": 0.0, "maximize": False},
+        "element",
+        1,
+        "Polyak and Juditsky 1992, doi:10.1137/0330046; torch.optim.ASGD",
+    ),
+    Algorithm(
+        "lbfgs",
+        1.0,
+        {
+            "max_iter": 20,
+            "max_eval": None,
+            "tolerance_grad": 1e-7,
+            "tolerance_change": 1e-9,
+            "history_size": 100,
+            "line_search_fn": None,
+        },
+        "model",
+        203,  # two vectors for each step of history_size, direction, previous gradient, previous point
+        "Nocedal 1980, doi:10.2307/2006193; torch.optim.LBFGS",
+        closure=True,
+    ),
+    Algorithm(
+        "muon",
+        1e-3,
+        {
+            "weight_decay": 0.1,
+            "momentum": 0.95,
+            "nesterov": True,
+            "ns_coefficients": [3.4445, -4.775, 2.0315],
+            "eps": 1e-7,
+            "ns_steps": 5,
+            "adjust_lr_fn": None,
+            # Of the AdamW that takes what is no 2-D matrix inside the model.
+            "adamw_lr": None,  # None: the same as Muon's
+            "adamw_betas": [0.9, 0.999],
+            "adamw_eps": 1e-8,
+            "adamw_weight_decay": 0.01,
+        },
+        "matrix",
+        2,  # one momentum for matrices, two moments for the rest: at most two
+        "Jordan 2024, kellerjordan.github.io/posts/muon; torch.optim.Muon and torch.optim.AdamW",
+    ),
+    Algorithm(
+        "nadam",
+        2e-3,
+        {
+            "betas": [0.9, 0.999],
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "momentum_decay": 4e-3,
+            "decoupled_weight_decay": False,
+            "maximize": False,
+        },
+        "element",
+        2,
+        "Dozat 2016, ICLR workshop; torch.optim.NAdam",
+    ),
+    Algorithm(
+        "radam",
+        1e-3,
+        {
+            "betas": [0.9, 0.999],
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "decoupled_weight_decay": False,
+            "maximize": False,
+        },
+        "element",
+        2,
+        "Liu et al. 2020, arXiv:1908.03265; torch.optim.RAdam",
+    ),
+    Algorithm(
+        "rmsprop",
+        0.01,
+        {
+            "alpha": 0.99,
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "momentum": 0.0,
+            "centered": False,
+            "maximize": False,
+        },
+        "element",
+        1,
+        "Hinton 2012, lecture 6e; torch.optim.RMSprop",
+    ),
+    Algorithm(
+        "rprop",
+        0.01,
+        {"etas": [0.5, 1.2], "step_sizes": [1e-6, 50.0], "maximize": False},
+        "element",
+        2,
+        "Riedmiller and Braun 1993, doi:10.1109/ICNN.1993.298623; torch.optim.Rprop",
+    ),
+    Algorithm(
+        "sgd",
+        1e-3,
+        _SGD,
+        "element",
+        0,
+        "Robbins and Monro 1951, doi:10.1214/aoms/1177729586; torch.optim.SGD",
+    ),
+    Algorithm(
+        "sgd-momentum",
+        1e-3,
+        {**_SGD, "momentum": 0.9},
+        "element",
+        1,
+        "Polyak 1964, as written in Sutskever et al. 2013; torch.optim.SGD, momentum 0.9",
+    ),
+    Algorithm(
+        "sgd-nesterov",
+        1e-3,
+        {**_SGD, "momentum": 0.9, "nesterov": True},
+        "element",
+        1,
+        "Sutskever et al. 2013, PMLR 28(3); torch.optim.SGD, momentum 0.9, nesterov",
+    ),
+    Algorithm(
+        "sparseadam",
+        1e-3,
+        {"betas": [0.9, 0.999], "eps": 1e-8, "maximize": False},
+        "element",
+        2,
+        "torch.optim.SparseAdam (Adam's moments, updated in the rows that have a gradient); Adam for the rest",
+    ),
+    Algorithm(
+        # The published code's sign(0) is 0; DeepSpeed's kernels give +-1 there, so that an element whose
+        # gradient and momentum are exactly zero moves by lr. Elements that take part in the loss agree.
+        "lion",
+        1e-4,
+        {"betas": [0.9, 0.99], "weight_decay": 0.0},
+        "element",
+        1,
+        "Chen et al. 2023, arXiv:2302.06675, Algorithm 2; defaults of the authors' published lion_pytorch.py",
+    ),
+    Algorithm(
+        # phi is the identity and every tensor is adapted, weight decay or not; gradients are not clipped.
+        "lamb",
+        1e-3,
+        {"betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.01, "bias_correction": True},
+        "tensor",
+        2,
+        "You et al. 2020, arXiv:1904.00962, Algorithm 2 and section 4; lr and decay of Apex's FusedLAMB",
+    ),
+    Algorithm(
+        "novograd",
+        1e-3,
+        {
+            "betas": [0.9, 0.999],
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "bias_correction": True,
+            "reg_inside_moment": False,
+            "grad_averaging": True,
+            "norm_type": 2,
+            "init_zero": False,
+        },
+        "tensor",
+        1,
+        "Ginsburg et al. 2019, arXiv:1905.11286; names and defaults of Apex's FusedNovoGrad",
+    ),
+)
+
+ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType({algorithm.name: algorithm for algorithm in _TABLE})
+"""Every algorithm, by name."""
