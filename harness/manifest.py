@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from harness.errors import CorruptFileError
 from harness.record import RunRecord
-from harness.sealed import parse, read_bytes, seal, unseal, write_atomically
+from harness.sealed import looks_sealed, parse, read_bytes, seal, unseal, write_atomically
 from harness.versions import check_version, upgrade
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def _check_future(data: bytes, path: Path) -> None:
-    """Tell a newer file, whose seal may be another, from a broken one."""
+    """Tell a newer file, sealed in another way, from a broken one, whose version may be what is broken."""
+    if looks_sealed(data):
+        return
     try:
         document = parse(data)
     except ValueError:
