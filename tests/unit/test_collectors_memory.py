@@ -1,0 +1,121 @@
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from collector_runs import train
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.collectors.memory import Memory, occupied, peak_resident_bytes, resident_bytes, union
+
+
+def test_the_bytes_of_a_line_under_adamw_are_exact():
+    found = train(Memory())
+    assert found["parameter_bytes"] == 2 * 4
+    assert found["gradient_bytes"] == 2 * 4
+    assert found["optimizer_state_bytes"] == 2 * (4 + 4 + 4)  # two moments, and a step count a parameter
+    assert found["master_weight_bytes"] == 0
+    assert found["buffer_bytes"] == 0
+
+
+def test_state_is_none_at_all_for_plain_sgd():
+    assert train(Memory(), optimizer="sgd/foreach")["optimizer_state_bytes"] == 0
+
+
+def test_an_allocators_peaks_are_unknown_on_a_cpu():
+    found = train(Memory())
+    assert found["peak_allocated_bytes"] is None
+    assert found["peak_reserved_bytes"] is None
+
+
+def test_resident_memory_is_reported_once_a_turn_and_its_peak_is_no_less():
+    found = train(Memory())
+    # turns end at 1 (warm-up, evaluation), and so on up to 6; each is reported once, the repeated last one not
+    steps, values = zip(*found["rss_bytes"], strict=True)
+    assert steps == tuple(sorted(set(steps)))
+    assert steps[-1] == 6
+    assert found["rss_peak_bytes"] >= max(values) > 10 << 20
+
+
+class Leak(Memory):
+    """Holds 20 MB more at each turn: what a leak looks like from outside."""
+
+    def turn(self):
+        yield from super().turn()
+        self.__dict__.setdefault("held", []).append(bytearray(b"x" * (20 << 20)))
+
+
+def test_growth_since_the_warm_up_shows_a_leak():
+    assert train(Leak(), steps=4, turn_steps=1)["rss_growth_bytes"] > 40 << 20
+
+
+def test_growth_is_unknown_where_nothing_came_after_the_warm_up():
+    assert train(Memory(), steps=1)["rss_growth_bytes"] is None
+
+
+def test_views_and_tied_weights_are_counted_once():
+    flat = torch.zeros(100)
+    assert occupied([("parameters", flat[:60]), ("parameters", flat[40:]), ("parameters", flat)]) == {
+        "parameters": 400, "gradients": 0, "master": 0, "state": 0, "buffers": 0,
+    }  # fmt: skip
+
+
+def test_memory_that_two_categories_share_counts_for_the_first():
+    flat = torch.zeros(100)
+    held = occupied([("master", flat), ("parameters", flat[:30])])
+    assert (held["parameters"], held["master"]) == (120, 280)
+
+
+def test_a_sparse_gradient_counts_indices_and_values():
+    indices, values = torch.tensor([[1, 5, 7]]), torch.ones(3, 4)
+    sparse = torch.sparse_coo_tensor(indices, values, (10, 4), check_invariants=False)
+    assert occupied([("gradients", sparse)])["gradients"] == 3 * 8 + 3 * 4 * 4
+
+
+def test_a_dtensor_counts_its_local_shard():
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+        mesh = init_device_mesh("cpu", (1,))
+        sharded = distribute_tensor(torch.zeros(8, 4), mesh, [Shard(0)])
+        assert occupied([("parameters", sharded)])["parameters"] == 8 * 4 * 4
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_tensors_without_memory_count_nothing():
+    freed = torch.zeros(8)
+    freed.untyped_storage().resize_(0)
+    tensors = [torch.empty(5, device="meta"), torch.empty(0), freed]
+    assert occupied([("state", tensor) for tensor in tensors])["state"] == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20))))
+def test_a_union_covers_exactly_the_addresses_of_its_spans(spans):
+    spans = [(first, first + length) for first, length in spans]
+    merged = union(spans)
+    assert {a for first, end in merged for a in range(first, end)} == {a for f, e in spans for a in range(f, e)}
+    assert all(end < first for (_, end), (first, _) in itertools.pairwise(merged))
+
+
+def test_peak_resident_memory_comes_from_the_kernels_high_water_mark(tmp_path):
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\nVmHWM:\t   2048 kB\nVmRSS:\t 1 kB\n")
+    assert peak_resident_bytes(status) == 2048 * 1024
+
+
+@pytest.mark.parametrize("text", ["Name:\tpython\n", "VmHWM:\n", "VmHWM:\tmany kB\n", None])
+def test_without_a_high_water_mark_getrusage_is_asked(tmp_path, text):
+    status = tmp_path / "status"
+    if text is not None:
+        status.write_text(text)
+    assert peak_resident_bytes(status) > 10 << 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_resident_memory_is_what_the_kernel_says():
+    line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmRSS"))
+    assert resident_bytes() == pytest.approx(int(line.split()[1]) * 1024, rel=0.05)
