@@ -142,7 +142,7 @@ def static_traits(target: str, model: type[Model], inner: Sequence[type[BaseMode
         inner: types whose calls may stand among the arguments.
 
     Returns:
-        The traits; None where they are not written as literals or the source cannot be found.
+        The traits; None where they are not written as literals or the source cannot be found or parsed.
     """
     module, _, name = target.partition(":")
     try:
@@ -151,9 +151,13 @@ def static_traits(target: str, model: type[Model], inner: Sequence[type[BaseMode
         return None
     if found is None or not found.origin or not found.origin.endswith(".py"):
         return None
+    try:
+        source = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return None  # importing it tells the user what is wrong
     types: list[type[BaseModel]] = [model, *inner]
     known = {each.__name__: each for each in types}
-    for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:
+    for node in source.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             for statement in node.body:
                 value = _assigned(statement, "traits")

@@ -195,17 +195,18 @@ def expand(
     for where, cell in cells:
         problems += _name_problems(where, cell, checks)
         axes = {k: v if isinstance(v, list) and _is_axis(k) else [v] for k, v in cell.items()}
+        empty = [f"{where}.{key}" for key, values in axes.items() if not values]
         problems += [
-            Problem(f"{where}.{key}", "an empty list names no run", "give at least one value, or leave it out")
-            for key, values in axes.items()
-            if not values
+            Problem(place, "an empty list names no run", "give at least one value, or leave it out")
+            for place in empty
         ]
+        axes = {key: values for key, values in axes.items() if values}  # so that the cell's other errors show too
         found: dict[Problem, None] = {}  # one entry, though every product of the cell repeats it
         for values in itertools.product(*axes.values()):
             try:
                 specs.append(RunSpec.model_validate(dict(zip(axes, values, strict=True))))
             except ValidationError as error:
-                found |= dict.fromkeys(_problems(where, error))
+                found |= dict.fromkeys(each for each in _problems(where, error) if each.where not in empty)
         problems += found
     if problems:
         raise InvalidInputError(list(dict.fromkeys(problems)))
