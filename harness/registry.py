@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -41,6 +43,13 @@ def load(target: str) -> Any:
     return found
 
 
+@functools.cache
+def _installed(group: str, path: tuple[str, ...]) -> Mapping[str, str]:
+    """Return the entry points of a group; reading every installed package's takes milliseconds, hence once."""
+    del path  # where packages are looked for: a key of the cache only
+    return {point.name: point.value for point in importlib.metadata.entry_points(group=group)}
+
+
 class Registry:
     """Names of one kind of plug-in: our own, then those of installed entry points.
 
@@ -59,8 +68,7 @@ class Registry:
     def targets(self) -> dict[str, str]:
         """Return every name with its ``module:attribute``, ours first."""
         own: Mapping[str, str] = load(f"{self._package}:REGISTRY")
-        installed = importlib.metadata.entry_points(group=f"optbench.{self.plural}")
-        return {**{point.name: point.value for point in installed}, **own}
+        return {**_installed(f"optbench.{self.plural}", tuple(sys.path)), **own}
 
     def names(self) -> list[str]:
         """Return the registered names."""
