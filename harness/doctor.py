@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 import psutil
@@ -242,8 +243,8 @@ def _machine_table(doctor: Doctor) -> Table:
 
 def _short(version: str) -> str:
     """Return the number out of what a compiler says of itself."""
-    numbers = [word for word in version.replace(",", " ").split() if word[:1].isdigit()]
-    return numbers[-1] if numbers else version
+    numbers = re.findall(r"(?<![\w.])\d+(?:\.\d+)+(?:\+\w+)?", version)
+    return str(numbers[-1]) if numbers else version
 
 
 def _noise_table(noise: Noise) -> Table:

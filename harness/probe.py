@@ -119,6 +119,7 @@ def fingerprint() -> str:
         "variables": {name: os.environ.get(name) for name in VARIABLES},
         "limits": [system.affinity_mask(), system.cores_usable(), system.memory_usable()],
         "drivers": [[str(path), *_stamp(path)] for path in _drivers()],
+        "kernels": [str(stamp) for stamp in sorted((cache_dir() / "kernels").glob("*/*/built.json"))],
         "programs": [[name, path, *_stamp(path)] for name, path in system.compiler_programs().items()],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
