@@ -187,6 +187,8 @@ class OptimizerTraits(BaseModel):
     sparse_gradients: Literal["no", "yes", "only", "undeclared"] = "no"
     owns_reduction: bool = False
     """Averages gradients over ranks itself: no DDP around it."""
+    default_lr: float | None = None
+    """Peak learning rate unless the run names one: the algorithm's own; None: the constructor's."""
     state_dtypes: tuple[str, ...] = ("float32",)
     state_tensors: float = 0.0
     """Optimizer state in multiples of the parameters' elements, for the memory estimate: AdamW 2."""

@@ -1,6 +1,6 @@
 """The torchrun entry point: one rank of one run.
 
-``optbench run`` starts it as ``-m harness.worker --run results/<run_id>``. By hand, with a plan that
+``optbench run`` starts it as ``-m harness.worker --prepared results/<run_id>``. By hand, with a plan that
 ``optbench plan --write DIR`` wrote: ``torchrun --nproc-per-node 2 -m harness.worker DIR/plan-0.json``.
 """
 
@@ -49,19 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="harness.worker", description=__doc__.partition("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("plan", nargs="?", type=Path, help="a file that optbench plan --write wrote")
-    source.add_argument("--run", type=Path, help="a run's folder, prepared by the launcher")
+    source.add_argument("--prepared", type=Path, help="a run's folder, prepared by the launcher")
     parser.add_argument("--results", type=Path, default=Path("results"), help="the store, with a plan file")
     options = parser.parse_args(arguments)
     _die_with_parent()
     user_path.extend()
-    if options.run is not None:
-        _log_to(options.run / "log" / f"rank-{_number('RANK', 0)}.log")
+    if options.prepared is not None:
+        _log_to(options.prepared / "log" / f"rank-{_number('RANK', 0)}.log")
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the launcher asks a hanging rank where it is
-    if options.run is None:
+    if options.prepared is None:
         return _by_hand(options.plan, options.results)
-    spec = RunSpec.model_validate_json((options.run / "spec.json").read_bytes())
-    return _Rank(spec, options.run).run()
+    spec = RunSpec.model_validate_json((options.prepared / "spec.json").read_bytes())
+    return _Rank(spec, options.prepared).run()
 
 
 def _by_hand(plan: Path, results: Path) -> int:
@@ -296,9 +296,11 @@ def _agree_that_finite(turn: Turn, world: World) -> None:
     where = bad.cpu().nonzero()
     if len(where):
         index = int(where[0])
-        value = float(values[index])
-        told = "is not finite on another rank" if math.isfinite(value) else f"is {value}"
-        raise DivergedError(f"the training loss {told} in step {turn.first + index + 1} of the run")
+        found = [float(values[index])] * world.size
+        if world.backend is not None:
+            torch.distributed.all_gather_object(found, found[world.rank])
+        worst = [f"{value} on rank {rank}" for rank, value in enumerate(found) if not math.isfinite(value)]
+        raise DivergedError(f"the training loss is {worst[0]} in step {turn.first + index + 1} of the run")
 
 
 def _cause(error: BaseException) -> tuple[Outcome, str]:

@@ -32,6 +32,9 @@ POLL_S = 0.25
 NO_SPACE_EXIT_CODE = 74
 """A rank's exit code when it could not write its lines (sysexits.h: EX_IOERR)."""
 
+RANK_EXIT = re.compile(r"rank\s*:\s*(\d+) \(local_rank: \d+\)\s*exitcode\s*:\s*(-?\d+)")
+"""A rank's end in the report that torchrun prints."""
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -48,7 +51,7 @@ def command(spec: RunSpec, target: Sequence[str], port: int | None) -> list[str]
 
     Args:
         spec: resolved.
-        target: the worker's own words: ``--run FOLDER``, or a plan file.
+        target: the worker's own words: ``--prepared FOLDER``, or a plan file.
         port: of the rendezvous on this machine; None: torchrun's own choice.
     """
     place = ["--standalone"] if port is None else ["--master-addr=127.0.0.1", f"--master-port={port}"]
@@ -133,7 +136,7 @@ def run(
         taken = port_taken(master_port)
         if taken is not None:
             return Ended("failed", taken)
-    words = command(spec, ["--run", str(folder.absolute())], master_port or free_port())
+    words = command(spec, ["--prepared", str(folder.absolute())], master_port or free_port())
     log = folder / "log" / "torchrun.log"
     kills_before = memory_kills.count()
     settings = environment(spec, folder.name, os.environ)
@@ -204,23 +207,29 @@ def _ended(code: int, folder: Path, kills_before: int | None) -> Ended:
     if code == 0:
         return Ended(None)
     text = (folder / "log" / "torchrun.log").read_text(errors="replace")
-    failures = re.findall(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)", text)
-    if not failures:
-        told = "\n".join(text.splitlines()[-5:])
+    deaths = [(int(rank), int(exit_code)) for rank, exit_code in re.findall(RANK_EXIT, text)]
+    if not deaths:
+        told = "\n".join(text.strip().splitlines()[-3:])
         return Ended("failed", f"torchrun exited with {code} before a rank began: {told}")
-    exit_code, local_rank = int(failures[0][0]), failures[0][1]
-    log = folder / "log" / f"rank-{local_rank}.log"
-    if exit_code == -signal.SIGKILL and _rose(kills_before):
-        return Ended(
-            "out_of_memory",
-            f"the kernel killed rank {local_rank} for memory; "
-            "use a smaller size, a smaller global_batch, more accumulation or fewer ranks",
-        )
+    # A rank that could still say why ends with 1, and SIGTERM is torchrun ending the others: any other end came
+    # from outside the rank's Python and is the cause; what its peers wrote (connection closed) is a consequence.
+    silent = [death for death in deaths if death[1] not in {1, -signal.SIGTERM}]
+    rank, exit_code = (silent or deaths)[0]
+    outcome, reason = _death(rank, exit_code, folder / "log" / f"rank-{rank}.log", _rose(kills_before))
+    # A peer's watchdog aborts when a rank is gone: not a cause while another rank wrote one down.
+    return Ended(outcome, reason, rank_files_first=not silent or exit_code == -signal.SIGABRT)
+
+
+def _death(rank: int, exit_code: int, log: Path, kernel_killed: bool) -> tuple[Outcome, str]:  # noqa: FBT001  # one caller
+    """Return outcome and reason for a rank that ended with a code, negative: a signal."""
+    if exit_code == -signal.SIGKILL and kernel_killed:
+        remedy = "use a smaller size, a smaller global_batch, more accumulation or fewer ranks"
+        return "out_of_memory", f"the kernel killed rank {rank} for memory; {remedy}"
     if exit_code == NO_SPACE_EXIT_CODE:
-        return Ended("failed", f"rank {local_rank} could not write its results; {_last_line(log)}")
+        return "failed", f"rank {rank} could not write its results: {_last_line(log)}"
     if exit_code < 0:
-        return Ended("failed", f"rank {local_rank} was killed by {signal.Signals(-exit_code).name}; see {log}")
-    return Ended("failed", f"rank {local_rank} exited with {exit_code}; see {log}")
+        return "failed", f"rank {rank} was killed by {signal.Signals(-exit_code).name}; see {log}"
+    return "failed", f"rank {rank} exited with {exit_code}; see {log}"
 
 
 def _rose(before: int | None) -> bool:

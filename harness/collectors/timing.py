@@ -66,14 +66,14 @@ class EventClock:
     """Accelerator work is queued: events are stamped by the device when it gets there."""
 
     def __init__(self, device_type: str) -> None:
-        self._event = lambda: torch.Event(device=device_type, enable_timing=True)
+        self._device_type = device_type
         self._spare: list[torch.Event] = []
         self._notes: list[torch.Event] = []
 
     def note(self) -> None:
         """Record an event in the current stream."""
-        event = self._spare.pop() if self._spare else self._event()
-        event.record()  # type: ignore[no-untyped-call]  # torch declares no types for it
+        event = self._spare.pop() if self._spare else torch.Event(self._device_type, enable_timing=True)
+        event.record()
         self._notes.append(event)
 
     def distances(self) -> list[float]:
