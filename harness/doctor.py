@@ -243,7 +243,7 @@ def _machine_table(doctor: Doctor) -> Table:
 
 def _short(version: str) -> str:
     """Return the number out of what a compiler says of itself."""
-    numbers = re.findall(r"(?<![\w.])\d+(?:\.\d+)+(?:\+\w+)?", version)
+    numbers = re.findall(r"(?<![\w.])\d+(?:\.\d+)+(?:\+\w+)?", re.sub(r"\([^)]*\)", "", version))
     return str(numbers[-1]) if numbers else version
 
 
