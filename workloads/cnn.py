@@ -12,7 +12,7 @@ from workloads.digits import CLASSES, DigitsTask, image_loss
 from workloads.dropout import KeyedDropout, initialise_dropout
 from workloads.initialisation import fill_he, fill_vector
 from workloads.layers import Conv2d, Linear
-from workloads.options import chosen_size, dropout_probability, refuse_data
+from workloads.options import chosen_size, dropout_probability, refuse_data, size_facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -84,13 +84,13 @@ class CNN:
 
     def __init__(self, size: str | None = None, data: str | None = None, *, dropout: float = 0.0) -> None:
         refuse_data(data, "scikit-learn's digits")
-        self._channels = CHANNELS[chosen_size(self.traits, size)]
+        self._size = chosen_size(self.traits, size)
         self._dropout = dropout_probability(dropout)
         self._task = DigitsTask()
 
     def build(self) -> nn.Module:
         """Return the classifier; its values are undefined until initialised."""
-        return DigitClassifier(self._channels, self._dropout)
+        return DigitClassifier(CHANNELS[self._size], self._dropout)
 
     def initialise(self, name: str, tensor: Tensor, seed: int) -> None:
         """Fill weights with He's normal numbers, biases with 0."""
@@ -115,4 +115,4 @@ class CNN:
 
     def facts(self) -> dict[str, JsonValue]:
         """Return what a record should say of the data."""
-        return self._task.facts()
+        return {**size_facts(self.traits, self._size), **self._task.facts()}

@@ -16,7 +16,7 @@ from workloads.dropout import KeyedDropout, initialise_dropout
 from workloads.initialisation import fill_normal, fill_vector
 from workloads.language_modelling import NextTokenTask
 from workloads.layers import Embedding, Linear
-from workloads.options import chosen_size, dropout_probability, resized, switch, whole_number
+from workloads.options import chosen_size, dropout_probability, resized, size_facts, switch, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -196,7 +196,7 @@ class GPT:
         data_header_bytes: int = 0,
     ) -> None:
         name = chosen_size(type(self).traits, size)
-        self._shape = SHAPES[name]
+        self._size, self._shape = name, SHAPES[name]
         self._dropout = dropout_probability(dropout)
         self._checkpointing = switch("activation_checkpointing", activation_checkpointing)
         length = self._shape.context
@@ -239,4 +239,4 @@ class GPT:
 
     def facts(self) -> dict[str, JsonValue]:
         """Return what a record should say of the data."""
-        return self._task.facts()
+        return {**size_facts(self.traits, self._size), **self._task.facts()}

@@ -13,7 +13,7 @@ from harness.interfaces import Target, WorkloadSize, WorkloadTraits
 from workloads.initialisation import fill_normal, fill_vector
 from workloads.keyed_random import derive_key, normal, uniform
 from workloads.layers import Linear
-from workloads.options import chosen_size, refuse_data
+from workloads.options import chosen_size, refuse_data, size_facts
 from workloads.sampling import sample_numbers
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class LinearRegression:
 
     def __init__(self, size: str | None = None, data: str | None = None) -> None:
         refuse_data(data, "draws its points")
-        chosen_size(self.traits, size)
+        self._size = chosen_size(self.traits, size)
 
     def build(self) -> nn.Module:
         """Return the line; its values are undefined until initialised."""
@@ -99,12 +99,14 @@ class LinearRegression:
         device = next(model.parameters()).device
         x, y = _points(_keys("held out"), np.arange(_HELD_OUT, dtype=np.int64))
         loss = self.loss(model, {"x": x.to(device), "y": y.to(device)})
-        at_zero, at_one = model(torch.tensor([[0.0], [1.0]], device=device)).double().flatten().tolist()
+        with torch.autocast(device.type, enabled=False):  # bfloat16 would round them to two digits
+            at_zero, at_one = model(torch.tensor([[0.0], [1.0]], device=device)).double().flatten().tolist()
         return {"validation_loss": loss.item(), "slope": at_one - at_zero, "intercept": at_zero}
 
     def facts(self) -> dict[str, JsonValue]:
         """Return what a record should say of the data."""
         return {
+            **size_facts(self.traits, self._size),
             "data_source": "drawn: y = 3 x + 1 + 0.1 noise",
             "true_slope": SLOPE,
             "true_intercept": INTERCEPT,

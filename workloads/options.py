@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from harness.interfaces import WorkloadTraits
 
 
@@ -70,3 +72,10 @@ def resized(traits: WorkloadTraits, name: str, **changes: object) -> WorkloadTra
     """Return traits whose size ``name`` has other values: what one instance was told differs from its class."""
     size = traits.sizes[name].model_copy(update=changes)
     return traits.model_copy(update={"sizes": {**traits.sizes, name: size}})
+
+
+def size_facts(traits: WorkloadTraits, name: str) -> dict[str, JsonValue]:
+    """Return what a record should say of one size: its name, its target, whether its data are synthetic."""
+    size = traits.size(name)
+    target = None if size.target is None else size.target.model_dump()
+    return {"size": name, "target": target, "synthetic": size.synthetic}

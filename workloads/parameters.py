@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from harness.interfaces import WorkloadSize, WorkloadTraits
 from workloads.initialisation import fill_normal
 from workloads.keyed_random import derive_key, uniform
-from workloads.options import chosen_size, refuse_data
+from workloads.options import chosen_size, refuse_data, size_facts
 from workloads.published_shapes import PUBLISHED
 from workloads.sampling import sample_numbers
 
@@ -162,7 +162,7 @@ class Parameters:
 
     def facts(self) -> dict[str, JsonValue]:
         """Return what a record should say of the data."""
-        return {"data_source": "none: gradients are made up", "shapes": self._size}
+        return {**size_facts(self.traits, self._size), "data_source": "none: gradients are made up"}
 
 
 def _repeat(pool: Tensor, offset: int, target: Tensor) -> None:

@@ -15,7 +15,7 @@ from harness.interfaces import Target, WorkloadSize, WorkloadTraits
 from workloads.initialisation import fill_he, fill_normal, fill_vector
 from workloads.keyed_random import derive_key, normal, uniform
 from workloads.layers import Embedding, Linear
-from workloads.options import chosen_size, refuse_data, switch
+from workloads.options import chosen_size, refuse_data, size_facts, switch
 from workloads.sampling import sample_numbers
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ class Recommender:
 
     def __init__(self, size: str | None = None, data: str | None = None, *, sparse: bool = True) -> None:
         refuse_data(data, "draws its clicks")
-        self._shape = SHAPES[chosen_size(type(self).traits, size)]
+        self._size = chosen_size(type(self).traits, size)
+        self._shape = SHAPES[self._size]
         self._sparse = switch("sparse", sparse)
         changes: dict[str, object] = {} if sparse else {"sparse_parameters": ()}
         self.traits = type(self).traits.model_copy(update=changes)
@@ -153,7 +154,11 @@ class Recommender:
 
     def facts(self) -> dict[str, JsonValue]:
         """Return what a record should say of the data."""
-        return {"data_source": "synthetic: planted logistic model, Zipf ids", "held_out_samples": _HELD_OUT}
+        return {
+            **size_facts(self.traits, self._size),
+            "data_source": "synthetic: planted logistic model, Zipf ids",
+            "held_out_samples": _HELD_OUT,
+        }
 
 
 class Planted:

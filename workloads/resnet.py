@@ -12,7 +12,7 @@ from harness.interfaces import Target, WorkloadSize, WorkloadTraits
 from workloads.digits import CLASSES, DigitsTask, image_loss
 from workloads.initialisation import fill_he, fill_vector
 from workloads.keyed_random import derive_key, integers
-from workloads.options import chosen_size, refuse_data
+from workloads.options import chosen_size, refuse_data, size_facts
 from workloads.residual_network import ResidualNetwork, batch_norm, group_norm
 from workloads.sampling import sample_numbers
 
@@ -110,9 +110,10 @@ class ResNet:
 
     def facts(self) -> dict[str, JsonValue]:
         """Return what a record should say of the data."""
-        if self._digits is None:
-            return {"data_source": f"synthetic: {_POOL} images of normal noise, random labels"}
-        return self._digits.facts()
+        data: dict[str, JsonValue] = {"data_source": f"synthetic: {_POOL} images of normal noise, random labels"}
+        if self._digits is not None:
+            data = self._digits.facts()
+        return {**size_facts(self.traits, self._size), **data}
 
 
 def _noise(shard: DataShard) -> Iterator[Batch]:
