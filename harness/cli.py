@@ -134,6 +134,7 @@ def plan(  # noqa: PLR0913, PLR0917  # one parameter an option
     strategy: options.Strategy = None,
     precision: options.Precision = None,
     nproc: options.Nproc = None,
+    device: options.Device = None,
     steps: options.Steps = None,
     seed: options.Seed = None,
     settings: options.Settings = None,
@@ -146,7 +147,17 @@ def plan(  # noqa: PLR0913, PLR0917  # one parameter an option
     """Print what would run and what is unsupported, and start nothing."""
     from harness.verbs.planning import command_line, table, write_cells
 
-    axes = options.axes(workload, size, optimizer, strategy, precision, nproc, steps, seed)
+    axes = options.axes(
+        workload=workload,
+        size=size,
+        optimizer=optimizer,
+        strategy=strategy,
+        precision=precision,
+        world_size=nproc,
+        device=device,
+        steps=steps,
+        seed=seed,
+    )
     specs = options.read(sweeps or [], axes, settings or []).runs
     found = _plan(specs, _machine(machine_file, specs), everything=machine_file is not None)
     files = write_cells(found, write) if write is not None else {}
@@ -166,13 +177,14 @@ def run(  # noqa: PLR0913, PLR0917  # one parameter an option
     strategy: options.Strategy = None,
     precision: options.Precision = None,
     nproc: options.Nproc = None,
+    device: options.Device = None,
     steps: options.Steps = None,
     seed: options.Seed = None,
     settings: options.Settings = None,
     results: Results = Path("results"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a sweep: the latest, or the one named instead of a file.")
-    ] = False,  # a flag of the command line
+    ] = False,  # noqa: FBT002  # a flag of the command line
     master_port: Annotated[
         int | None, typer.Option("--master-port", min=1, max=65535, help="Rendezvous port; default: a free one.")
     ] = None,
@@ -181,7 +193,17 @@ def run(  # noqa: PLR0913, PLR0917  # one parameter an option
     """Train every run of a sweep, or of the options given, and print the table."""
     from harness.store import Store
 
-    axes = options.axes(workload, size, optimizer, strategy, precision, nproc, steps, seed)
+    axes = options.axes(
+        workload=workload,
+        size=size,
+        optimizer=optimizer,
+        strategy=strategy,
+        precision=precision,
+        world_size=nproc,
+        device=device,
+        steps=steps,
+        seed=seed,
+    )
     store = Store(results)
     if resume:
         if len(sweeps or []) > 1 or axes or settings:

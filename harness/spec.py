@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import tomllib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -95,6 +96,10 @@ class RunSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> RunSpec:
+        for table in OPTION_TABLES.values():
+            for key, value in getattr(self, table).items():
+                if not _finite(value):
+                    raise ValueError(f"{table}.{key} = {value} is not finite; options must be")
         if self.warmup_steps >= self.steps:
             raise ValueError(
                 f"warmup_steps = {self.warmup_steps} leaves none of steps = {self.steps} to time; "
@@ -276,6 +281,14 @@ def _merge(defaults: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any
         both_tables = isinstance(old, dict) and isinstance(value, dict)
         merged[key] = {**old, **value} if both_tables else value  # type: ignore[dict-item]  # checked just above
     return merged
+
+
+def _finite(value: JsonValue) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(_finite(inner) for inner in value.values())
+    return all(_finite(inner) for inner in value) if isinstance(value, list) else True
 
 
 def _is_axis(field: str) -> bool:

@@ -50,6 +50,7 @@ class Implementation:
             algorithm=algorithm.name,
             granularity=algorithm.granularity,
             closure=algorithm.closure,
+            default_lr=algorithm.lr,
             sparse_gradients=sparse,
             state_tensors=algorithm.state_tensors if state_tensors is None else state_tensors,
             kernels=kernels,

@@ -23,17 +23,18 @@ def size(value: float | None) -> str:
         return UNKNOWN
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if abs(value) >= 1024**power:
-            return f"{_three(value / 1024**power)} {unit}"
+            scaled = value / 1024**power
+            return f"{scaled:.{0 if abs(scaled) >= 100 else 1}f} {unit}"
     return f"{value:.0f} B"
 
 
-def number(value: float | None) -> str:
-    """Return a pure number with five digits."""
+def number(value: float | None, digits: int = 5) -> str:
+    """Return a pure number with so many significant digits."""
     if value is None:
         return UNKNOWN
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.5g}" if math.isfinite(value) else str(value)
+    return f"{value:.{digits}g}" if math.isfinite(value) else str(value)
 
 
 def rate(value: float | None) -> str:

@@ -21,6 +21,11 @@ CAUTION = (
     "step: median of the slowest rank's; opt: clipping and update alone; rel: step / best step of the group."
 )
 
+SHORT_OUTCOME = {"unsupported": "unsupp.", "timed_out": "timed out", "out_of_memory": "memory"}
+"""For a narrow column; the whole word and the reason stand below the table."""
+
+SHORT = {"validation_loss": "val loss", "validation_accuracy": "val acc", "validation_auc": "val auc"}
+
 
 def render(records: Sequence[RunRecord]) -> RenderableType:
     """Return one table a group (workload, size, strategy, ranks, precision, batch), in the order given."""
@@ -57,18 +62,20 @@ def _heading(record: RunRecord) -> Text:
 def _table(members: Sequence[RunRecord]) -> Table:
     evaluation = _evaluation(members)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, expand=False)
-    table.add_column("optimizer", overflow="fold", max_width=26)
+    table.add_column("optimizer", overflow="fold", ratio=1)
     for name in ("step", "rel", "opt", "state", "peak", "loss"):
         table.add_column(name, justify="right", no_wrap=True)
     if evaluation is not None:
-        table.add_column(evaluation.removeprefix("validation_")[:8], justify="right", no_wrap=True)
+        table.add_column(SHORT.get(evaluation, evaluation[:8]), justify="right", no_wrap=True)
     known = [_step(r) for r in members if r.outcome == "completed"]
     best = min((step for step in known if step is not None), default=None)
     for record in members:
         if record.outcome == "completed":
-            table.add_row(*_row(record, best, evaluation))
+            table.add_row(_label(record, members), *_row(record, best, evaluation))
         else:
-            table.add_row(_label(record, members), Text(record.outcome.replace("_", " "), style="red"))
+            table.add_row(
+                _label(record, members), Text(SHORT_OUTCOME.get(record.outcome, record.outcome), style="red")
+            )
     return table
 
 
@@ -93,16 +100,15 @@ def _row(record: RunRecord, best: float | None, evaluation: str | None) -> list[
     relative = "-" if step is None or best is None else f"{step / best:.2f}x"
     peak = _value(record, "peak_allocated_bytes")
     cells: list[str | Text] = [
-        Text(_label(record, [record]) if not record.facts else str(record.spec.get("optimizer"))),
         quantities.seconds(step),
         Text(relative, style="green" if step is not None and step == best else ""),
         quantities.seconds(_value(record, "optimizer_time_s")),
         quantities.size(_value(record, "optimizer_state_bytes")),
         quantities.size(peak if peak is not None else _value(record, "rss_peak_bytes")),
-        quantities.number(_value(record, "train_loss")),
+        quantities.number(_value(record, "train_loss"), digits=4),
     ]
     if evaluation is not None:
-        cells.append(quantities.number(_value(record, evaluation)))
+        cells.append(quantities.number(_value(record, evaluation), digits=4))
     return cells
 
 
@@ -113,13 +119,14 @@ def _evaluation(members: Sequence[RunRecord]) -> str | None:
     return ranked[0] if ranked else None
 
 
-def _notes(members: Sequence[RunRecord]) -> list[Text]:
+def _notes(members: Sequence[RunRecord]) -> Sequence[RenderableType]:
     """Explain failures, name cells that ran the same code, and pass on what records warn of."""
     notes = []
     for record in members:
         if record.outcome != "completed":
             name = _label(record, members)
-            notes.append(Text(f"  {name}: {record.reason or 'no reason recorded'} [{record.run_id}]"))
+            told = f"{record.outcome.replace('_', ' ')}: {record.reason or 'no reason recorded'}"
+            notes.append(Text(f"  {name} {told} [{record.run_id}]"))
         notes += [Text(f"  {record.spec.get('optimizer')}: {note}", style="yellow") for note in record.notes]
     return notes + same_code(members)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from harness import plan, registry
 from harness.errors import InvalidInputError, Problem
@@ -90,11 +92,17 @@ def _names(of: registry.Registry) -> list[Row]:
     return [{"name": name, "target": target} for name, target in of.targets().items()]
 
 
-def table(kind: str, found: list[Row]) -> Table:
-    """Return the rows as a table for 80 columns."""
+def table(kind: str, found: list[Row]) -> RenderableType:
+    """Return the rows as a table for 80 columns; what several rows would say stands once below it."""
+    reasons = list(dict.fromkeys(row["reason"] for row in found if row.get("reason")))
+    if kind == "optimizers":
+        found = [
+            {**row, "runs here": "yes" if row["runs"] else f"no, see {reasons.index(row['reason']) + 1}"}
+            for row in found
+        ]
     columns = {
         "workloads": ("name", "size", "parameters", "global_batch", "target"),
-        "optimizers": ("name", "runs", "reason"),
+        "optimizers": ("name", "runs here", "options"),
         "strategies": ("name", "ranks", "options"),
     }.get(kind, tuple(found[0]) if found else ())
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -103,7 +111,7 @@ def table(kind: str, found: list[Row]) -> Table:
         shown.add_column(column.replace("_", " "), justify="right" if right else "left", overflow="fold")
     for row in found:
         shown.add_row(*(_cell(row[column]) for column in columns))
-    return shown
+    return Group(shown, *(Text(f"{number}  {reason}") for number, reason in enumerate(reasons, start=1)))
 
 
 def _cell(value: object) -> str:

@@ -33,6 +33,9 @@ Nproc = Annotated[
     list[int] | None,
     typer.Option(metavar="N", help="Ranks; default: every accelerator, or 2 CPU ranks. Repeatable."),
 ]
+Device = Annotated[
+    str | None, typer.Option(help="cpu or accelerator; default: the accelerator where there is one.")
+]
 Steps = Annotated[int | None, typer.Option(metavar="K", help="Optimizer steps, warm-up included.")]
 Seed = Annotated[list[int] | None, typer.Option(help="Repeatable.")]
 Settings = Annotated[
@@ -44,27 +47,8 @@ SHIPPED = Path(__file__).resolve().parents[2] / "workloads" / "sweeps"
 """Sweeps that come with the package, by the name of their file."""
 
 
-def axes(  # one parameter an option
-    workload: list[str] | None,
-    size: list[str] | None,
-    optimizer: list[str] | None,
-    strategy: list[str] | None,
-    precision: list[str] | None,
-    nproc: list[int] | None,
-    steps: int | None,
-    seed: list[int] | None,
-) -> dict[str, Any]:
-    """Return what was given, by RunSpec's field; a repeated option is a list, hence an axis."""
-    given = {
-        "workload": workload,
-        "size": size,
-        "optimizer": optimizer,
-        "strategy": strategy,
-        "precision": precision,
-        "world_size": nproc,
-        "steps": steps,
-        "seed": seed,
-    }
+def axes(**given: Any) -> dict[str, Any]:
+    """Return the options that were given, by RunSpec's field; a repeated option is a list, hence an axis."""
     return {
         field: value[0] if isinstance(value, list) and len(value) == 1 else value
         for field, value in given.items()
