@@ -182,9 +182,9 @@ def run(  # noqa: PLR0913, PLR0917  # one parameter an option
     seed: options.Seed = None,
     settings: options.Settings = None,
     results: Results = Path("results"),
-    resume: Annotated[
+    resume: Annotated[  # noqa: FBT002  # a flag of the command line
         bool, typer.Option("--resume", help="Go on with a sweep: the latest, or the one named instead of a file.")
-    ] = False,  # noqa: FBT002  # a flag of the command line
+    ] = False,
     master_port: Annotated[
         int | None, typer.Option("--master-port", min=1, max=65535, help="Rendezvous port; default: a free one.")
     ] = None,

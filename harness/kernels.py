@@ -388,7 +388,10 @@ def main(words: Sequence[str], output: IO[str]) -> int:
     if verb != "ensure" or not names:
         print(f"usage: python -m harness.kernels ensure NAME…  (names: {', '.join(KERNELS)})", file=output)
         return 2
-    errors = ensure(names, lambda line: print(line, file=output, flush=True))
+    try:
+        errors = ensure(names, lambda line: print(line, file=output, flush=True))
+    except KeyboardInterrupt:
+        return 130
     for error in filter(None, errors.values()):
         print(error, file=output)
     return 1 if any(errors.values()) else 0

@@ -86,7 +86,9 @@ class SweepDisplay:
         if record.outcome == "completed" and step is not None:
             text = Text(f"{name}: {quantities.seconds(step.value)} a step  [{record.run_id}]")
         else:
-            text = Text(f"{name}: {record.outcome.replace('_', ' ')}: {record.reason}", style="red")
+            # The reason stands below the table; one that came while it ran is worth reading at once.
+            reason = "" if record.outcome == "unsupported" else f": {record.reason}"
+            text = Text(f"{name}: {record.outcome.replace('_', ' ')}{reason}", style="red")
         self._console.print(text, highlight=False)
 
     def tell(self, text: str) -> None:
