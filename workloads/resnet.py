@@ -88,11 +88,18 @@ class ResNet:
         return ResidualNetwork(18, 1, CLASSES, norm, small_images=True)
 
     def initialise(self, name: str, tensor: Tensor, seed: int) -> None:
-        """Fill convolutions with He's normal numbers, norms with 1 and 0, statistics with 0 and 1."""
+        """Fill convolutions with He's normal numbers, norms with 1 and 0, statistics with 0 and 1.
+
+        The last norm of each block starts at scale 0, so that the block starts as the identity (Goyal et al. 2017,
+        section 5.1): without it, SGD at its usual rates diverges.
+        """
+        last_norm = "bn3.weight" if self._size == "50" else "bn2.weight"
         if tensor.ndim == 4:
             fill_he(tensor, name, seed)
         elif name == "fc.weight":
             fill_he(tensor, name, seed, gain=1.0)
+        elif name.startswith("layer") and name.endswith(last_norm):
+            tensor.zero_()
         else:
             fill_vector(name, tensor)
 

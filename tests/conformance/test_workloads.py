@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -23,6 +24,9 @@ from harness.interfaces import (
 )
 from harness.registry import WORKLOADS, static_traits
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 NAMES = WORKLOADS.names()
 SIZES = [(name, size) for name in NAMES for size in WORKLOADS.get(name).traits.sizes]
 TRAINED = [name for name in NAMES if not WORKLOADS.get(name).traits.optimizer_only]
@@ -32,6 +36,15 @@ INDEPENDENT = [
     if name in TRAINED and WORKLOADS.get(name).traits.sizes[size].parameters < 1_500_000
 ]
 """Trained sizes small enough to run forward and backward on many times."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: on a busy machine threads that wait for each other take many times longer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def on_meta(workload: Workload) -> nn.Module:
@@ -207,6 +220,18 @@ def test_loss_is_one_finite_float32_number_with_gradients_for_every_parameter(na
         assert values.isfinite().all(), path
         sparse = any(fnmatchcase(path, pattern) for pattern in workload.traits.sparse_parameters)
         assert parameter.grad.is_sparse == sparse, path
+
+
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name, size in SIZES if name in TRAINED])
+def test_forward_and_backward_run_on_the_meta_device(name: str, size: str) -> None:
+    # Where FLOPs are counted, without the memory or the time of the real thing.
+    workload = WORKLOADS.get(name)(size)
+    model = on_meta(workload)
+    (batch,) = step_of(workload, DataShard(0, 1, 2, 1, 0))
+    loss = workload.loss(model, {key: tensor.to("meta") for key, tensor in batch.items()})
+    assert loss.shape == ()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.is_meta for p in model.parameters())
 
 
 @pytest.mark.parametrize(("name", "size"), INDEPENDENT)

@@ -13,7 +13,18 @@ from workloads.gpt import GPT
 from workloads.lstm import LSTM
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: on a busy machine threads that wait for each other take many times longer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def initialised(workload: GPT | LSTM, seed: int = 0) -> nn.Module:

@@ -22,9 +22,20 @@ from workloads.recommender import SHAPES, Planted, Recommender, area_under_curve
 from workloads.resnet import ResNet, _from_pool
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
     from harness.interfaces import Workload
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: on a busy machine threads that wait for each other take many times longer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def initialised(workload: Workload, seed: int = 0) -> nn.Module:
@@ -113,6 +124,13 @@ def test_resnet_50_halves_images_five_times_and_names_parameters_as_published() 
         logits = model(torch.empty(2, 3, 224, 224), torch.arange(2))
     assert logits.shape == (2, 1000)
     assert {name: tuple(p.shape) for name, p in model.named_parameters()} == dict(PUBLISHED["resnet-50"]())
+
+
+def test_residual_blocks_start_as_the_identity() -> None:
+    block = initialised(ResNet()).get_submodule("layer1.1").train()
+    features = torch.rand(2, 64, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(block(features), features)
 
 
 def test_synthetic_images_are_views_of_the_pool_unless_they_wrap_around() -> None:
