@@ -136,6 +136,7 @@ def plan(  # noqa: PLR0913, PLR0917  # one parameter an option
     nproc: options.Nproc = None,
     device: options.Device = None,
     steps: options.Steps = None,
+    lr: options.Lr = None,
     seed: options.Seed = None,
     settings: options.Settings = None,
     machine_file: MachineFile = None,
@@ -145,7 +146,7 @@ def plan(  # noqa: PLR0913, PLR0917  # one parameter an option
     as_json: Json = False,  # noqa: FBT002  # a flag of the command line
 ) -> None:
     """Print what would run and what is unsupported, and start nothing."""
-    from harness.verbs.planning import command_line, table, write_cells
+    from harness.verbs.planning import command_line, command_lines, table, write_cells
 
     axes = options.axes(
         workload=workload,
@@ -156,6 +157,7 @@ def plan(  # noqa: PLR0913, PLR0917  # one parameter an option
         world_size=nproc,
         device=device,
         steps=steps,
+        lr=lr,
         seed=seed,
     )
     specs = options.read(sweeps or [], axes, settings or []).runs
@@ -165,7 +167,9 @@ def plan(  # noqa: PLR0913, PLR0917  # one parameter an option
         cells = [{**cell.model_dump(mode="json"), "command": command_line(cell, files)} for cell in found.cells]
         _print_json({"cells": cells})
     else:
-        output.print(table(found, files))
+        output.print(table(found))
+        for line in command_lines(found, files):  # not wrapped: they are to be copied
+            output.print(line, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -179,6 +183,7 @@ def run(  # noqa: PLR0913, PLR0917  # one parameter an option
     nproc: options.Nproc = None,
     device: options.Device = None,
     steps: options.Steps = None,
+    lr: options.Lr = None,
     seed: options.Seed = None,
     settings: options.Settings = None,
     results: Results = Path("results"),
@@ -202,6 +207,7 @@ def run(  # noqa: PLR0913, PLR0917  # one parameter an option
         world_size=nproc,
         device=device,
         steps=steps,
+        lr=lr,
         seed=seed,
     )
     store = Store(results)

@@ -139,7 +139,7 @@ def _cell(index: int, where: str, spec: RunSpec, machine: Machine, available_byt
     spec = resolve(spec, traits, optimizer, chosen, machine)
     problems = [
         *_unknown_options(where, spec, traits, optimizer, chosen, machine),
-        *_indivisible(where, spec),
+        *([] if traits.optimizer_only else _indivisible(where, spec)),
     ]
     if spec.data is not None and not traits.reads_data_file:
         problems.append(Problem(f"{where}.data", f"{spec.workload} reads no data file", "leave data out"))

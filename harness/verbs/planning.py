@@ -68,8 +68,14 @@ def command_line(cell: Cell, files: Mapping[int, Path]) -> str | None:
     return shlex.join(["torchrun", *words[3:]])
 
 
-def table(plan: Plan, files: Mapping[int, Path]) -> RenderableType:
-    """Return what would run and why the rest would not."""
+def command_lines(plan: Plan, files: Mapping[int, Path]) -> list[str]:
+    """Return a line a cell: its command, or why it cannot run."""
+    lines = [f"{cell.index}: {command_line(cell, files) or cell.unsupported}" for cell in plan.cells]
+    return lines if files else [*lines, "PLAN: a file that optbench plan --write DIR writes"]
+
+
+def table(plan: Plan) -> RenderableType:
+    """Return a row a cell; the reasons of those that cannot run are among the `command_lines`."""
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     rows.add_column("#", justify="right")
     for name in ("workload", "optimizer", "strategy"):
@@ -77,11 +83,9 @@ def table(plan: Plan, files: Mapping[int, Path]) -> RenderableType:
     rows.add_column("ranks", justify="right")
     rows.add_column("memory", justify="right", no_wrap=True)
     rows.add_column("")
-    details: list[RenderableType] = []
     for cell in plan.cells:
         spec = cell.spec
-        works = cell.unsupported is None
-        verdict = Text("runs", style="green") if works else Text("unsupported", style="red")
+        verdict = Text("unsupported", style="red") if cell.unsupported else Text("runs", style="green")
         size = "" if spec.size is None else f" {spec.size}"
         rows.add_row(
             str(cell.index),
@@ -92,7 +96,4 @@ def table(plan: Plan, files: Mapping[int, Path]) -> RenderableType:
             quantities.size(cell.estimated_bytes),
             verdict,
         )
-        text = command_line(cell, files) if works else cell.unsupported
-        details.append(Text(f"{cell.index}: {text}", style="" if works else "red"))
-    hint = [] if files else [Text("PLAN: a file that optbench plan --write DIR writes.", style="dim")]
-    return Group(rows, Text(""), *details, *hint)
+    return Group(rows, Text(""))

@@ -37,6 +37,7 @@ Device = Annotated[
     str | None, typer.Option(help="cpu or accelerator; default: the accelerator where there is one.")
 ]
 Steps = Annotated[int | None, typer.Option(metavar="K", help="Optimizer steps, warm-up included.")]
+Lr = Annotated[list[float] | None, typer.Option(metavar="LR", help="Peak learning rate. Repeatable.")]
 Seed = Annotated[list[int] | None, typer.Option(help="Repeatable.")]
 Settings = Annotated[
     list[str] | None,

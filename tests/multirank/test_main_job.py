@@ -1,0 +1,155 @@
+"""The main job with real parts: torchrun, two gloo ranks, torch.compile, DeepSpeed's kernels."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness import kernels
+
+IMPLEMENTATIONS = ["forloop", "foreach", "fused", "compiled", "deepspeed", "deepspeed-cpu", "apex"]
+
+
+def curve(record: dict) -> list[float]:
+    return record["metrics"]["train_loss"]["series"]
+
+
+def largest_difference(one: list[float], other: list[float]) -> float:
+    assert len(one) == len(other)
+    return max(abs(a - b) / abs(a) for a, b in zip(one, other, strict=True))
+
+
+def words(**options: str | list[str]) -> list[str]:
+    given = []
+    for name, values in options.items():
+        for value in values if isinstance(values, list) else [values]:
+            given += [f"--{name}", value]
+    return given
+
+
+@pytest.mark.timeout(1500)  # the first run on a machine compiles DeepSpeed's kernels
+def test_every_family_trains_gpt_on_two_ranks_to_the_same_losses(optbench):
+    built = kernels.ensure(["fused_adam", "cpu_adam"], print)
+    assert set(built.values()) == {None}
+    names = [f"adamw/{implementation}" for implementation in IMPLEMENTATIONS]
+    ran = optbench.run(
+        *words(
+            workload="gpt", strategy="ddp", nproc="2", steps="20", optimizer=names, set="schedule=warmup-cosine"
+        ),
+        "--json",
+        timeout=1400,
+    )
+    rows = ran.json["runs"]
+    assert ran.code == 0, ran.err
+    assert [row["outcome"] for row in rows] == ["completed"] * 6 + ["unsupported"]
+    assert "Apex" in rows[-1]["reason"]
+    records = [optbench.show(row["run_id"]) for row in rows[:-1]]
+    assert [r["spec"]["optimizer"] for r in records] == names[:-1]
+    first = records[0]
+    for record in records:
+        assert largest_difference(curve(first), curve(record)) < 1e-4
+        metrics = record["metrics"]
+        assert metrics["optimizer_state_bytes"]["value"] == pytest.approx(
+            2 * metrics["parameter_bytes"]["value"], rel=0.01
+        )
+        assert metrics["gradient_bytes"]["value"] == metrics["parameter_bytes"]["value"]
+        assert len(metrics["step_time_s"]["per_rank"]) == 2
+        assert metrics["step_time_s"]["value"] >= max(metrics["step_time_s"]["per_rank"]) * 0.999
+        assert metrics["validation_loss"]["series_steps"][-1] == 20
+        assert record["spec"]["lr"] == 0.001
+        assert record["facts"]["optimizer"]["arguments"]["weight_decay"] == 0.01
+    assert [r["facts"]["ran_as"] for r in records] == [
+        "forloop",
+        "foreach",
+        "fused",
+        "compiled",
+        "own kernels",
+        "own kernels",
+    ]
+    compiled = records[3]["metrics"]
+    assert compiled["graphs"]["value"] >= 1
+    assert compiled["recompiles"]["value"] <= 1  # the schedule changes lr in every step
+    assert compiled["compile_time_s"]["value"] > 0
+
+
+def test_the_loss_curve_does_not_depend_on_ranks_or_accumulation(optbench):
+    common = words(workload="cnn", optimizer="adamw/foreach", steps="12", set=["global_batch=32"])
+    runs = [
+        words(strategy="single"),
+        words(strategy="ddp", nproc="2"),
+        words(strategy="ddp", nproc="4"),
+        words(strategy="ddp", nproc="2", set="accumulation=4"),
+    ]
+    curves = []
+    for more in runs:
+        ran = optbench.run(*common, *more, "--json")
+        assert ran.code == 0, ran.err
+        curves.append(curve(optbench.show(ran.json["runs"][0]["run_id"])))
+    for other in curves[1:]:
+        assert largest_difference(curves[0], other) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("workload", "optimizer", "strategy"),
+    [
+        ("linear_regression", "lbfgs/forloop", "ddp"),
+        ("recommender", "sparseadam/forloop", "ddp"),
+        ("lstm", "muon/forloop", "ddp"),
+        ("resnet", "sgd-nesterov/foreach", "ddp"),
+        ("parameters", "adamw/fused", "single"),
+    ],
+)
+def test_unlike_workloads_and_optimizers_train_too(optbench, workload, optimizer, strategy):
+    size = ["--size", "resnet-50"] if workload == "parameters" else []
+    ran = optbench.run(
+        *words(workload=workload, optimizer=optimizer, strategy=strategy, steps="4"), *size, "--json"
+    )
+    assert [row["outcome"] for row in ran.json["runs"]] == ["completed"], ran.json
+    record = optbench.show(ran.json["runs"][0]["run_id"])
+    if workload == "parameters":
+        assert "train_loss" not in record["metrics"]
+        assert record["metrics"]["optimizer_time_s"]["value"] > 0
+    else:
+        losses = curve(record)
+        assert losses[-1] < losses[0]
+    if optimizer == "lbfgs/forloop":
+        assert record["metrics"]["forward_time_s"]["value"] is None
+
+
+def test_a_plan_that_was_written_runs_by_hand_under_torchrun(optbench, tmp_path):
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    planned = optbench(
+        "plan",
+        *words(workload="cnn", optimizer="adamw/foreach", strategy="ddp", nproc="2", steps="5"),
+        "--write",
+        str(tmp_path / "plans"),
+        "--json",
+    )
+    assert planned.code == 0
+    (cell,) = planned.json["cells"]
+    assert cell["command"].endswith("plan-0.json")
+    script = Path(__file__).parents[2] / "launch" / "torchrun.sh"
+    done = subprocess.run(
+        ["bash", str(script), str(tmp_path / "plans" / "plan-0.json"), "--results", str(optbench.results)],
+        env=optbench.environment(PYTHON=sys.executable),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "completed" in done.stdout
+    assert optbench.show("latest")["outcome"] == "completed"
+
+
+def test_cells_that_turn_out_to_be_the_same_code_say_so(optbench):
+    # torch has no foreach path for sparse gradients and falls back.
+    ran = optbench.run(
+        *words(
+            workload="recommender", strategy="single", steps="4", optimizer=["adagrad/forloop", "adagrad/foreach"]
+        )
+    )
+    assert ran.code == 0, ran.err
+    assert "adagrad/foreach ran the same operators as adagrad/forloop" in " ".join(ran.out.split())
