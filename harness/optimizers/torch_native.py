@@ -243,9 +243,9 @@ _BUILDERS: Mapping[str, Callable[[Native, Sequence[ParamGroup], RunSpec], torch.
 OPTIMIZERS: Mapping[str, Native] = MappingProxyType(
     {
         native.name: native
-        for word in ("forloop", "foreach", "fused")
-        for native in (Native(ALGORITHMS[name], word) for name in CLASSES)
-        if word == "forloop" or word in FLAGS[native.class_name]
+        for name, class_name in CLASSES.items()
+        for native in (Native(ALGORITHMS[name], word) for word in ("forloop", "foreach", "fused"))
+        if native.word == "forloop" or native.word in FLAGS[class_name]
     }
 )
 """Every implementation that torch has, by name."""

@@ -20,6 +20,7 @@ from harness.schedule import factor
 from harness.spec import RunSpec
 
 pytestmark = [
+    pytest.mark.timeout(1800),  # the first run on a machine compiles DeepSpeed's kernels
     # torch's own, on importing its compiler and on making sparse tensors.
     pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning"),
