@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 from rich.console import Console
 
@@ -24,6 +23,11 @@ if TYPE_CHECKING:
     from harness.record import RunRecord
     from harness.spec import RunSpec
     from harness.store import Store, SweepLog
+
+WrongWords: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+"""Raised for options that do not exist; typer comes with click's own class or with a copy of it."""
 
 DONE, FAILED, INVALID_INPUT, WRONG, INTERRUPTED = 0, 1, 2, 4, 130
 
@@ -59,12 +63,12 @@ def main() -> NoReturn:
     except BrokenPipeError:  # the reader of our output has gone, head say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = DONE
-    except (OptbenchError, click.ClickException) as error:
+    except (OptbenchError, WrongWords) as error:
         code = _explain(error)
     sys.exit(code or DONE)
 
 
-def _explain(error: OptbenchError | click.ClickException) -> int:
+def _explain(error: Exception) -> int:
     """Print what was wrong and what to do; return the exit code."""
     if isinstance(error, InvalidInputError):
         count = len(error.problems)
@@ -72,9 +76,9 @@ def _explain(error: OptbenchError | click.ClickException) -> int:
         for problem in error.problems:
             errors.print(str(problem), markup=False)
         return INVALID_INPUT
-    told = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    told = error.format_message() if isinstance(error, WrongWords) else str(error)  # type: ignore[attr-defined]
     errors.print(f"optbench: {told}", markup=False, style="red")
-    if isinstance(error, click.ClickException):
+    if isinstance(error, WrongWords):
         errors.print("    optbench --help lists the verbs, optbench VERB --help their options")
         return INVALID_INPUT
     return WRONG if isinstance(error, CorruptFileError) else FAILED

@@ -186,6 +186,8 @@ class _Rank:
         )
         for collector in collectors:
             collector.start(observed)
+        if world.size == 1 and world.backend is not None and self._rank == 0:
+            self._writer.note(f"{spec.strategy} on one rank has nobody to exchange with: the same as single")
         self._steps(engine, workload, world, collectors)
         for collector in collectors:
             self._writer.readings(collector.stop())
@@ -235,7 +237,10 @@ def _join(spec: RunSpec) -> World:
         torch.accelerator.set_device_index(local_rank)
         device = torch.device(found.type, local_rank)
     backend = None
-    if size > 1:
+    alone = strategy(spec.strategy).one_rank
+    if not alone:
+        if size == 1 and "MASTER_ADDR" not in os.environ:  # started without torchrun
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
         backend = dist.get_default_backend_for_device(device)
         dist.init_process_group(backend, device_id=device if device.type != "cpu" else None)
     return World(rank, size, local_rank, device, backend)

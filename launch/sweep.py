@@ -69,7 +69,7 @@ def run(
         if missing:
             # All that the rest of the sweep needs in one go: one process builds them.
             needed = dict.fromkeys(name for later in cells[position - 1 :] for name in later.kernels)
-            broken |= kernels.ensure(list(needed), display.tell)
+            broken |= kernels.ensure(list(needed), display.tell, "cpu" if cell.spec.device == "cpu" else None)
         failed = [text for name in cell.kernels if (text := broken.get(name)) is not None]
         if failed:
             display.end(_row(cell, store, log, "failed", "; ".join(failed)))

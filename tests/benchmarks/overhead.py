@@ -15,7 +15,7 @@ HAND_WRITTEN = Path(__file__).with_name("hand_written.py")
 
 
 def step_arms(workload: str, size: str, turn: int):
-    """Return functions that do ``turn`` steps of one model: in the measured loop, in a bare loop; and a turn end."""
+    """Return functions: ``turn`` steps of a model in the measured loop, in a bare loop; a turn's end."""
     import torch
 
     from harness.interfaces import DataShard, Observed, World
@@ -59,7 +59,7 @@ def step_arms(workload: str, size: str, turn: int):
     return harness, bare, turn_end
 
 
-def measured_loop(workload: str = "cnn", size: str = "large", turns: int = 60, turn: int = 10) -> None:
+def measured_loop(workload: str = "cnn", size: str = "small", turns: int = 200, turn: int = 10) -> None:
     """Print the ratio of a step in the measured loop to the same step in a bare loop."""
     harness, bare, turn_end = step_arms(workload, size, turn)
     harness(), bare(), turn_end()
