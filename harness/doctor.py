@@ -30,7 +30,7 @@ STEAL_LIMIT, JITTER_LIMIT = 0.02, 1.5
 class Part(BaseModel):
     """Something that can be named on the command line, and whether it runs here."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str
     runs: bool
@@ -41,7 +41,7 @@ class Part(BaseModel):
 class Process(BaseModel):
     """A process of somebody else's that takes CPU time now."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     pid: int
     name: str
@@ -52,7 +52,7 @@ class Process(BaseModel):
 class Noise(BaseModel):
     """How quiet the machine was while it was examined; None: not told."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     steal_ratio: float | None
     load_average: float | None
@@ -65,7 +65,7 @@ class Noise(BaseModel):
 class Doctor(BaseModel):
     """One examination."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     hostname: str
     system: str

@@ -32,7 +32,7 @@ Stamp = tuple[int, int, int]
 class RunRow(BaseModel):
     """What a list shows of a run. What the files do not tell is None."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, ser_json_inf_nan="strings")
 
     run_id: str
     workload: str | None = None
@@ -55,7 +55,7 @@ class RunRow(BaseModel):
 
 
 class _Cache(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, ser_json_inf_nan="strings")
 
     layout: int
     schema_version: int

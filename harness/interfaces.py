@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Target(BaseModel):
     """When a workload counts as trained."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     metric: str
     """A key of what `Workload.evaluate` returns."""
@@ -41,7 +41,7 @@ class Target(BaseModel):
 class WorkloadSize(BaseModel):
     """One named size of a workload, as literals: they are read from the source without importing torch."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     parameters: int
     """Trainable parameters, each shared tensor counted once."""
@@ -60,7 +60,7 @@ class WorkloadSize(BaseModel):
 class WorkloadTraits(BaseModel):
     """What a plan needs to know of a workload. Write it as literals in the class body."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     summary: str
     source: str
@@ -176,7 +176,7 @@ class ParamGroup:
 class OptimizerTraits(BaseModel):
     """What a plan needs to know of an implementation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     algorithm: str
     """``adamw``; implementations of one algorithm must give the same losses. Out of tree: the class's name."""

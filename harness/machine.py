@@ -10,7 +10,7 @@ MACHINE_SCHEMA_VERSION = 1
 class Accelerator(BaseModel):
     """One device of torch.accelerator."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     index: int
     type: str
@@ -24,7 +24,7 @@ class Accelerator(BaseModel):
 class Constructor(BaseModel):
     """How a class is constructed, or why it cannot be imported."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword name -> default. The parameters to optimise are left out."""
@@ -39,7 +39,7 @@ class Constructor(BaseModel):
 class Machine(BaseModel):
     """What a probe found. ``plan`` decides from this alone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     schema_version: int = MACHINE_SCHEMA_VERSION
     hostname: str

@@ -30,7 +30,7 @@ PROCESS_BYTES = 350 * 2**20
 class Cell(BaseModel):
     """One run of a plan."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     schema_version: int = PLAN_SCHEMA_VERSION
     kind: Literal["cell"] = "cell"
@@ -49,7 +49,7 @@ class Cell(BaseModel):
 class Plan(BaseModel):
     """All cells of a sweep, in the order asked for."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     cells: tuple[Cell, ...]
 

@@ -69,7 +69,7 @@ DRIVERS = ("proc/driver/nvidia/version", "dev/nvidia*", "dev/kfd", "dev/dri/*", 
 class OutOfTree(BaseModel):
     """What the subprocess prints when asked for out-of-tree code only."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     constructors: dict[str, Constructor] = Field(default_factory=dict)
     workloads: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)

@@ -33,7 +33,7 @@ OverSteps = Literal["median", "last", "mean", "sum", "max"]
 class MetricInfo(BaseModel):
     """What a metric means, so that generic code can reduce and render it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str
     """Ends in its unit where it has one: ``_s``, ``_bytes``, ``_joules``, ``_per_s``."""
@@ -70,7 +70,7 @@ class Metric(MetricInfo):
 class Environment(BaseModel):
     """What ran where. Facts that a library or the system did not tell are absent or None."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     hardware: dict[str, JsonValue] = Field(default_factory=dict)
     """CPU model, cores, memory, accelerators, clocks."""
@@ -87,7 +87,7 @@ class Environment(BaseModel):
 class RunRecord(BaseModel):
     """A run as a reader sees it: what was asked, how it ended, what it measured."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, ser_json_inf_nan="strings")
 
     schema_version: int = SCHEMA_VERSION
     kind: Literal["run"] = "run"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Missing(BaseModel):
     """A part that would let more run, or say more."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     part: str
     why: str

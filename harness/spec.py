@@ -31,7 +31,7 @@ def default_warmup(steps: int) -> int:
 class RunSpec(BaseModel):
     """One workload x optimizer x strategy x precision x world size x seed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, strict=True)
 
     workload: str
     """A registered name, or ``package.module:Class``."""
@@ -136,7 +136,7 @@ SYNONYMS = {
 class Sweep(BaseModel):
     """Many runs under one name, in the order in which they were asked for."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str
     runs: tuple[RunSpec, ...]

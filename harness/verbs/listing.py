@@ -108,7 +108,10 @@ def table(kind: str, found: list[Row]) -> RenderableType:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         right = column in {"parameters", "global_batch"}
-        shown.add_column(column.replace("_", " "), justify="right" if right else "left", overflow="fold")
+        named = column in {"name", "runs here", "ranks"}
+        shown.add_column(
+            column.replace("_", " "), justify="right" if right else "left", overflow="fold", no_wrap=named
+        )
     for row in found:
         shown.add_row(*(_cell(row[column]) for column in columns))
     return Group(shown, *(Text(f"{number}  {reason}") for number, reason in enumerate(reasons, start=1)))
@@ -123,4 +126,4 @@ def _cell(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, dict):
         return ", ".join(f"{key}={inner}" for key, inner in value.items())
-    return str(value)
+    return str(value).removeprefix("validation_")  # every target is

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.errors import InvalidInputError, Problem
-from harness.plan import name_checks
-from harness.spec import Sweep, expand, load_sweep, override, parse_assignment, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pydantic import JsonValue
+
+    from harness.spec import Sweep
 
 Sweeps = Annotated[
     list[str] | None, typer.Argument(metavar="[SWEEP]…", help="TOML files, or names of the sweeps that ship.")
@@ -63,6 +63,9 @@ def read(sweeps: Sequence[str], given: Mapping[str, Any], settings: Sequence[str
     Raises:
         InvalidInputError: with every problem of every file and option.
     """
+    from harness.plan import name_checks
+    from harness.spec import Sweep, load_sweep, parse_assignment
+
     problems: list[Problem] = []
     overrides: list[tuple[tuple[str, ...], JsonValue]] = [((field,), value) for field, value in given.items()]
     for text in settings:
@@ -97,11 +100,16 @@ def sweep_path(word: str) -> Path:
     shipped = SHIPPED / f"{word}.toml"
     if word.isidentifier() and shipped.is_file():
         return shipped
+    from harness.spec import suggest
+
     names = sorted(file.stem for file in SHIPPED.glob("*.toml"))
     raise InvalidInputError([Problem(f"sweep {word}", "no such file, and no shipped sweep", suggest(word, names))])
 
 
 def _single(given: Mapping[str, Any], overrides: Sequence[tuple[tuple[str, ...], JsonValue]]) -> Sweep:
+    from harness.plan import name_checks
+    from harness.spec import Sweep, expand, override
+
     cell: dict[str, Any] = {}
     for path, value in overrides:
         cell = override(cell, path, value)

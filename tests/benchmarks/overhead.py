@@ -143,8 +143,8 @@ def main() -> None:
     """Print everything, or the parts named."""
     parts = {"loop": measured_loop, "run": whole_run, "start": start_up}
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], default=list(parts))
-    for part in parser.parse_args().parts:
+    parser.add_argument("parts", nargs="*", metavar="|".join(parts), help="default: all")
+    for part in parser.parse_args().parts or parts:
         parts[part]()
 
 
