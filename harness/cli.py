@@ -326,7 +326,7 @@ def _machine(file: Path | None, specs: Sequence[RunSpec] = ()) -> Machine:
     if file is not None:
         return read_machine(file)
     optimizers, workloads = out_of_tree(specs)
-    return probe.machine(targets=optimizers, workloads=workloads)
+    return probe.machine(optimizers, workloads, lambda text: errors.print(text, style="cyan"))
 
 
 def _plan(specs: Sequence[RunSpec], machine: Machine, *, everything: bool = False) -> Plan:

@@ -31,7 +31,7 @@ from harness.machine import MACHINE_SCHEMA_VERSION, Constructor, Machine
 from harness.registry import OPTIMIZERS, Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 TIMEOUT_S = 180.0
 """Importing torch and every optimizer family from a cold network file system takes a minute; drivers can hang."""
@@ -78,7 +78,11 @@ class OutOfTree(BaseModel):
 Answer = TypeVar("Answer", Machine, OutOfTree)
 
 
-def machine(targets: Sequence[str] = (), workloads: Sequence[str] = ()) -> Machine:
+def machine(
+    targets: Sequence[str] = (),
+    workloads: Sequence[str] = (),
+    announce: Callable[[str], None] | None = None,
+) -> Machine:
     """Return what can run on this machine, from the cache where nothing changed since.
 
     Out-of-tree code is looked at afresh each time, since its source changes. Imports no torch.
@@ -86,6 +90,7 @@ def machine(targets: Sequence[str] = (), workloads: Sequence[str] = ()) -> Machi
     Args:
         targets: ``module:Class`` of optimizers that are not registered.
         workloads: ``module:Class`` of workloads that are not registered.
+        announce: told when the cache does not help and the answer will take a while.
 
     Raises:
         InvalidInputError: where the probe itself cannot run, with what it said last.
@@ -93,6 +98,8 @@ def machine(targets: Sequence[str] = (), workloads: Sequence[str] = ()) -> Machi
     file = cache_dir() / "machine" / f"{fingerprint()}.json"
     known = _read(file)
     if known is None:
+        if announce is not None:
+            announce("Looking at what this machine can run (about 10 s, once) …")
         known = ask(Machine, [])
         _write(file, known)
     if not targets and not workloads:

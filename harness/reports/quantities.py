@@ -11,6 +11,8 @@ def seconds(value: float | None) -> str:
     """Return a duration with three digits: ``41.2 ms``."""
     if value is None:
         return UNKNOWN
+    if value == 0:
+        return "0 s"
     for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
         if abs(value) >= factor:
             return f"{_three(value / factor)} {unit}"

@@ -89,8 +89,8 @@ class SweepDisplay:
             # The reason stands below the table; one that came while it ran is worth reading at once.
             reason = "" if record.outcome == "unsupported" else f": {record.reason}"
             text = Text(f"{name}: {record.outcome.replace('_', ' ')}{reason}", style="red")
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def tell(self, text: str) -> None:
         """Print something else to know."""
-        self._console.print(Text(text, style="cyan"), highlight=False)
+        self._console.print(Text(text, style="cyan"), highlight=False, soft_wrap=True)

@@ -1,0 +1,121 @@
+"""What people see, compared with stored text; `UPDATE_GOLDEN=1 pytest tests/golden` writes it anew."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from harness.plan import plan
+from harness.record import Metric, RunRecord
+from harness.reports import quantities
+from harness.reports.table import render
+from harness.spec import RunSpec
+from harness.verbs.planning import command_lines, table
+from harness.verbs.showing import run as show_run
+from tests.unit.test_plan import machine
+
+HERE = Path(__file__).parent
+
+
+def text_of(*renderables, width: int = 80) -> str:
+    console = Console(width=width, no_color=True, force_terminal=False, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123  # closed below
+    try:
+        for renderable in renderables:
+            console.print(renderable)
+        return console.export_text()
+    finally:
+        console.file.close()
+
+
+def matches(name: str, text: str) -> None:
+    path = HERE / name
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def metric(name: str, value, unit: str = "s", **more) -> Metric:
+    return Metric(name=name, unit=unit, better="lower", value=value, **more)
+
+
+def record(
+    optimizer: str, number: int, outcome="completed", reason=None, step=0.0691, loss=3.217, **spec
+) -> RunRecord:
+    base = {
+        "workload": "gpt", "size": "nano", "optimizer": optimizer, "strategy": "ddp", "world_size": 2,
+        "device": "cpu", "precision": "fp32", "global_batch": 16, "steps": 40, "seed": 0,
+    }  # fmt: skip
+    metrics = [
+        metric(
+            "step_time_s", step, quantiles={"p10": step * 0.9, "p50": step, "p90": step * 1.1, "p99": step * 2}
+        ),
+        metric("optimizer_time_s", step / 20),
+        metric("optimizer_state_bytes", 8_260_608, "B"),
+        metric("peak_allocated_bytes", None, "B"),
+        metric("rss_peak_bytes", 434_000_000, "B"),
+        metric("train_loss", loss, "1", series=(4.0, loss)),
+        metric("validation_loss", loss - 0.3, "1", series=(loss - 0.3,), series_steps=(40,)),
+    ]
+    done = outcome == "completed"
+    facts = {"optimizer": {"class": optimizer.partition("/")[0], "arguments": {"lr": 0.001}}, "ran_as": "foreach"}
+    facts["step_operators"] = {"aten.add_.Tensor": 3 if optimizer != "adamw/fused" else 4}
+    return RunRecord(
+        run_id=f"20261123T06000{number}-aaaabbbbccccdddd",
+        spec={**base, **spec},
+        outcome=outcome,
+        reason=reason,
+        facts=facts if done else {},
+        metrics={m.name: m for m in metrics} if done else {},
+    )
+
+
+RECORDS = [
+    record("adamw/forloop", 1),
+    record("adamw/foreach", 2, step=0.0712),
+    record("adamw/fused", 3, step=0.0654),
+    record("adamw/apex", 4, "unsupported", "Apex is not installed; build it from source: git clone …"),
+    record("my_package.optimizers:SignMomentum", 5, "diverged", "the training loss is nan on rank 1 in step 3"),
+    record("adamw/deepspeed", 6, "timed_out", "not done after timeout_s = 60; the ranks' stacks are in results/…"),
+    record("adamw/fused", 7, step=0.0032, loss=1.5, workload="cnn", size="small"),
+    record("adamw/fused", 8, step=0.0031, loss=1.4, workload="cnn", size="small", seed=1),
+]
+
+
+def test_the_table_fits_80_columns_and_a_pipe():
+    text = text_of(render(RECORDS))
+    assert max(len(line) for line in text.splitlines()) <= 80
+    matches("table.txt", text)
+
+
+def test_a_runs_page_fits_80_columns():
+    text = text_of(show_run(RECORDS[0]))
+    assert max(len(line) for line in text.splitlines()) <= 80
+    matches("show.txt", text)
+
+
+def test_a_plan_for_a_machine_with_eight_gpus_names_commands_and_reasons():
+    specs = [
+        RunSpec(workload="gpt", size="small", optimizer=name, strategy="ddp", world_size=8, lr=0.001)
+        for name in ("adamw/foreach", "adamw/apex")
+    ]
+    found = plan(specs, machine(accelerators=8))
+    matches("plan.txt", text_of(table(found)) + "\n".join(command_lines(found, {})) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.5, "1.50 s"), (0.0697, "69.7 ms"), (247e-6, "247 us"), (3e-8, "30.0 ns"), (0.0, "0 s"), (None, "-")],
+)
+def test_durations_have_three_digits_and_a_prefix(value, text):
+    assert quantities.seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (8_260_608, "7.9 MiB"), (434_000_000, "414 MiB"), (None, "-")],
+)
+def test_sizes_have_binary_prefixes(value, text):
+    assert quantities.size(value) == text
