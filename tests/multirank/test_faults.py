@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from harness import cgroup
 from launch import memory_kills, processes
 
 if TYPE_CHECKING:
@@ -294,14 +295,70 @@ def test_a_class_that_is_no_optimizer_and_a_module_that_is_not_there_are_explain
 def test_memory_kills_are_read_from_the_cgroup_of_either_version_and_from_the_machine(tmp_path):
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/vmstat").write_text("nr_free 1\noom_kill 2\n")
+    assert memory_kills.count(tmp_path) == 2
     (tmp_path / "proc/self/cgroup").write_text("0::/a/b\n")
+    (tmp_path / "proc/self/mountinfo").write_text("30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
     group = tmp_path / "sys/fs/cgroup/a/b"
     group.mkdir(parents=True)
     (group / "memory.events").write_text("oom 4\noom_kill 3\n")
     assert memory_kills.count(tmp_path) == 5
     (tmp_path / "proc/self/cgroup").write_text("4:memory:/c\n")
+    (tmp_path / "proc/self/mountinfo").write_text(
+        "31 1 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+    )
     old = tmp_path / "sys/fs/cgroup/memory/c"
     old.mkdir(parents=True)
     (old / "memory.oom_control").write_text("under_oom 0\noom_kill 7\n")
     assert memory_kills.count(tmp_path) == 9
     assert memory_kills.count(tmp_path / "nowhere") is None
+
+
+def limited_group(limit: int) -> Path | None:
+    """Make a memory cgroup below our own or one above it, of whichever version; None: this user may not."""
+    for parent in cgroup.folders("memory"):
+        group = parent / f"optbench-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            name = "memory.max" if (group / "memory.max").exists() else "memory.limit_in_bytes"
+            (group / name).write_text(str(limit))
+        except OSError:
+            group.rmdir()
+            continue
+        return group
+    return None
+
+
+@pytest.fixture
+def small_memory():
+    group = limited_group(3 * 2**29)
+    if group is None:
+        pytest.skip("this user may not make memory cgroups")
+    yield group
+    wait_for(lambda: not (group / "cgroup.procs").read_text().split())
+    group.rmdir()
+
+
+def test_a_rank_that_the_kernel_kills_for_memory_ran_out_of_memory(optbench, tmp_path, small_memory):
+    file = sweep(tmp_path, [faulty("eats_memory"), faulty("none")])
+    inside = f'echo $$ > {small_memory}/cgroup.procs && exec "$@"'
+    done = subprocess.run(
+        [
+            "bash",
+            "-c",
+            inside,
+            "bash",
+            *optbench.command("run", file, "--results", str(optbench.results), "--json"),
+        ],
+        cwd=optbench.cwd,
+        env=optbench.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    eaten, other = json.loads(done.stdout)["runs"]
+    assert eaten["outcome"] == "out_of_memory", eaten
+    assert "killed rank 1 for memory" in eaten["reason"]
+    assert other["outcome"] == "completed"

@@ -83,6 +83,9 @@ class Faulty:
         if not os.environ.get("FAULTY_HANG_ONCE"):  # a resumed sweep runs the same cell: this time it goes through
             time.sleep(3600)
 
+    def eats_memory(self):
+        self.eaten = [bytearray(b"x") * 2**26 for _ in range(512)]
+
     def exits(self):
         os._exit(7)
 
