@@ -6,7 +6,7 @@ Nothing here imports torch, so that a plan can be made and traits be read withou
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.machine import Machine
-    from harness.record import Better, MetricInfo
+    from harness.record import MetricInfo
     from harness.spec import RunSpec
 
     Batch = Mapping[str, Tensor]
@@ -370,7 +370,6 @@ class Observed:
     world: World
     process_started_unix_s: float | None = None
     flops_per_step: int | None = None
-    evaluation_better: Mapping[str, Better] = field(default_factory=dict)
 
 
 class Collector(Protocol):

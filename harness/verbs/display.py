@@ -42,6 +42,8 @@ class SweepDisplay:
         self._began = 0.0
         self._spent: list[float] = []
         self._waiting = 0
+        self._steps = 0
+        self._first: tuple[float, int] | None = None
         self._label = ""
 
     def __enter__(self) -> Self:
@@ -58,23 +60,30 @@ class SweepDisplay:
     def begin(self, cell: Cell, position: int, total: int) -> None:
         """Show the run that starts."""
         spec = cell.spec
-        self._began, self._waiting = time.monotonic(), total - position
+        self._began, self._waiting, self._steps = time.monotonic(), total - position, spec.steps
+        self._first = None
         self._label = f"{position}/{total} {label(spec.workload, spec.size, spec.optimizer, spec.strategy)}"
         self._progress.reset(
             self._task, description=self._label, total=spec.steps, completed=0, start=True, left="starting"
         )
 
     def steps(self, done: int) -> None:
-        """Show the steps done."""
-        self._progress.update(self._task, completed=done, left=self._left())
+        """Show the steps done and the time left."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+        before, earlier = self._first
+        left = ""
+        if done > earlier:
+            step_s = (now - before) / (done - earlier)
+            left = f"{quantities.duration(self._left(now, step_s, done))} left"
+        self._progress.update(self._task, completed=done, left=left)
 
-    def _left(self) -> str:
-        """Estimate from the runs before: their mean for each that waits; nothing before the first has ended."""
-        if not self._spent:
-            return f"{self._waiting} more after this"
-        mean = sum(self._spent) / len(self._spent)
-        left = mean * self._waiting + max(0.0, mean - (time.monotonic() - self._began))
-        return f"about {quantities.duration(left)} left"
+    def _left(self, now: float, step_s: float, done: int) -> float:
+        """Estimate from this run's steps, and for each run that waits from the mean of those seen."""
+        this = step_s * (self._steps - done)
+        known = [*self._spent, now - self._began + this]
+        return this + self._waiting * sum(known) / len(known)
 
     def end(self, record: RunRecord) -> None:
         """Print the run's line."""

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from harness.plan import plan
+from harness.spec import RunSpec
+from harness.verbs.display import SweepDisplay
+from tests.golden.test_reports import RECORDS
+from tests.unit.test_plan import machine
+
+
+def test_in_a_pipe_each_run_is_one_plain_line_and_no_bar_is_drawn():
+    console = Console(file=io.StringIO(), force_terminal=False, width=40)
+    (cell,) = plan([RunSpec(workload="cnn", optimizer="adamw/foreach")], machine()).cells
+    with SweepDisplay(console) as display:
+        display.begin(cell, 1, 1)
+        for done in (10, 20):
+            display.steps(done)
+        display.end(RECORDS[0])
+        display.end(RECORDS[3])
+        display.end(RECORDS[4])
+        display.tell("Compiling something")
+    assert console.file.getvalue().splitlines() == [
+        "gpt-nano adamw/forloop ddp: 69.1 ms a step  [20261123T060001-aaaabbbbccccdddd]",
+        "gpt-nano adamw/apex ddp: unsupported",
+        "gpt-nano my_package.optimizers:SignMomentum ddp: diverged: the training loss is nan on rank 1 in step 3",
+        "Compiling something",
+    ]
+
+
+def test_on_a_terminal_the_bar_names_the_run_its_steps_and_the_time_left(monkeypatch):
+    now = iter(float(second) for second in range(100))
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    display = SweepDisplay(console)
+    (cell,) = plan([RunSpec(workload="cnn", optimizer="adamw/foreach", steps=40)], machine()).cells
+    display.begin(cell, 1, 2)
+    display.steps(10)
+    display.steps(20)
+    console.print(display._progress.get_renderable())
+    shown = " ".join(console.file.getvalue().split())
+    assert "1/2 cnn-small adamw/foreach single" in shown
+    assert "20/40" in shown
+    assert "left" in shown
