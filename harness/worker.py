@@ -231,7 +231,7 @@ def _join(spec: RunSpec) -> World:
     size, rank, local_rank = _number("WORLD_SIZE", 1), _number("RANK", 0), _number("LOCAL_RANK", 0)
     device = torch.device("cpu")
     if spec.device == "accelerator":
-        found = torch.accelerator.current_accelerator()
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         if found is None:
             raise UnsupportedError("this process sees no accelerator; run optbench doctor, or use --device cpu")
         torch.accelerator.set_device_index(local_rank)

@@ -81,7 +81,7 @@ class DeepSpeed(Implementation):
         if device not in self._devices:
             others = [name for name in OPTIMIZERS if name.startswith(f"{self.algorithm.name}/")]
             others = [name for name in others if device in OPTIMIZERS[name]._devices]  # noqa: SLF001  # our class
-            instead = f"use {others[0]}" if others else f"use --device {self._devices[0]}"
+            instead = f"use {others[0]}" if others else f"run it on a machine with a {self._devices[0]} device"
             return f"DeepSpeed's {self._class_name} works on {' and '.join(self._devices)} only; {instead}"
         return self._no_kernel(device, machine, found)
 
