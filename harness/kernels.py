@@ -32,6 +32,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any
 
+import psutil
+
 from harness.cache import cache_dir
 from harness.errors import UnsupportedError
 
@@ -311,6 +313,9 @@ def _build_elsewhere(
                 results[name] = error
             process.wait()
         finally:  # Ctrl-C included: the group does not get the terminal's signal
+            if process.poll() is None:
+                process.send_signal(signal.SIGSTOP)  # so that it starts nothing meanwhile
+                _kill_below(process.pid)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     reason = f"the build process ended with status {process.returncode}; its output: {log}"
@@ -369,6 +374,7 @@ def _die_with(parent: int) -> None:
     """End this process and its compilers when the one that started it ends, however that happens."""
 
     def end(*_: object) -> None:
+        _kill_below(os.getpid())
         os.killpg(0, signal.SIGKILL)
 
     signal.signal(signal.SIGTERM, end)
@@ -376,6 +382,21 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it ended before we asked to be told
         end()
+
+
+def _kill_below(pid: int) -> None:
+    """Kill what a process has started, and they in turn: ninja gives each compiler a process group of its own."""
+    with contextlib.suppress(psutil.Error):
+        root = psutil.Process(pid)
+        doomed: list[psutil.Process] = []
+        while found := [each for each in root.children(recursive=True) if each not in doomed]:
+            for each in found:
+                with contextlib.suppress(psutil.Error):
+                    each.suspend()  # first all of them, so that none starts another meanwhile
+            doomed += found
+        for each in doomed:
+            with contextlib.suppress(psutil.Error):
+                each.kill()
 
 
 def main(words: Sequence[str], output: IO[str]) -> int:
