@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -76,6 +77,8 @@ def _explain(error: Exception) -> int:
         for problem in error.problems:
             errors.print(str(problem), markup=False)
         return INVALID_INPUT
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+        return INVALID_INPUT
     told = error.format_message() if isinstance(error, WrongWords) else str(error)  # type: ignore[attr-defined]
     errors.print(f"optbench: {told}", markup=False, style="red")
     if isinstance(error, WrongWords):
@@ -94,7 +97,10 @@ def _print_json(document: Any) -> None:
 
 @app.command("list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="workloads, optimizers, strategies, collectors, reports or sweeps.")],
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help="workloads, optimizers, strategies, collectors, reports or sweeps."),
+    ] = "",
     as_json: Json = False,  # noqa: FBT002  # a flag of the command line
     machine_file: MachineFile = None,
 ) -> None:
@@ -269,9 +275,19 @@ def _show_table(records: Sequence[RunRecord]) -> None:
 
 def _next_words(records: Sequence[RunRecord], sweep_id: str, *, interrupted: bool) -> str:
     if interrupted:
-        return f"Interrupted; what is finished is kept. Go on with: optbench run --resume {sweep_id}"
-    example = records[0].run_id if records else "RUN"
-    return f"Everything about one run: optbench show {example}    All optimizers: optbench list optimizers"
+        return f"Interrupted; what is finished is kept. Go on with:\n  {_program()} run --resume {sweep_id}"
+    example = next((r.run_id for r in records if r.outcome == "completed"), "latest")
+    return f"""Everything about one run:  {_program()} show {example}
+All optimizers:            {_program()} list optimizers
+Your own:                  {_program()} run --workload gpt --optimizer my_module:MyOptimizer"""
+
+
+def _program() -> str:
+    """Return how to start optbench again from here: the quickstart's environment need not be activated."""
+    here, found = Path(sys.argv[0]), shutil.which("optbench")
+    if found is not None and here.exists() and Path(found).samefile(here):
+        return "optbench"
+    return os.path.relpath(here) if here.is_relative_to(Path.cwd()) or not here.is_absolute() else str(here)
 
 
 def exit_code(outcomes: Sequence[str]) -> int:
@@ -335,8 +351,16 @@ def _plan(specs: Sequence[RunSpec], machine: Machine, *, everything: bool = Fals
 
     from harness.plan import plan as make_plan
 
-    available = None if everything else min(psutil.virtual_memory().available, machine.memory_bytes)
-    return make_plan(specs, machine, available)
+    if everything:
+        return make_plan(specs, machine)
+    problems = options.missing_data(specs)
+    try:
+        found = make_plan(specs, machine, min(psutil.virtual_memory().available, machine.memory_bytes))
+    except InvalidInputError as error:
+        problems += error.problems
+    if problems:
+        raise InvalidInputError(problems)
+    return found
 
 
 if __name__ == "__main__":

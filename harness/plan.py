@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import InvalidInputError, Problem
 from harness.interfaces import Target, WorkloadSize, WorkloadTraits
-from harness.registry import OPTIMIZERS, WORKLOADS, is_target, static_traits, strategy
+from harness.registry import OPTIMIZERS, STRATEGIES, WORKLOADS, is_target, static_traits, strategy
 from harness.spec import OPTION_TABLES, RunSpec, suggest
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from harness.machine import Machine
 
 PLAN_SCHEMA_VERSION = 1
+
+PLURALS = {"workload": WORKLOADS.plural, "optimizer": OPTIMIZERS.plural, "strategy": STRATEGIES.plural}
+"""The word of ``optbench list`` for each field that has a table of options."""
 
 BYTES_PER_ELEMENT = 4
 """Parameters, gradients and optimizer state are float32."""
@@ -61,7 +65,7 @@ class Plan(BaseModel):
 
 def name_checks() -> dict[str, Any]:
     """Return what `harness.spec.expand` asks about names, by field."""
-    from harness.registry import COLLECTORS, STRATEGIES
+    from harness.registry import COLLECTORS
 
     return {
         "workload": WORKLOADS.remedy,
@@ -117,27 +121,45 @@ def plan(specs: Sequence[RunSpec], machine: Machine, available_bytes: int | None
     Raises:
         InvalidInputError: with every unknown size and option, and every batch that cannot be divided.
     """
-    problems: list[Problem] = []
+    problems: list[tuple[str, Problem]] = []
     cells = []
     for index, spec in enumerate(specs):
         where = f"run {index} ({spec.workload} {spec.optimizer} {spec.strategy})"
         try:
             cells.append(_cell(index, where, spec, machine, available_bytes or machine.memory_bytes))
         except InvalidInputError as error:
-            problems += error.problems
+            problems += [(problem.where.removeprefix(where), problem) for problem in error.problems]
     if problems:
-        raise InvalidInputError(list(dict.fromkeys(problems)))
+        raise InvalidInputError(_merged(problems))
     return Plan(cells=tuple(cells))
+
+
+def _merged(problems: Sequence[tuple[str, Problem]]) -> list[Problem]:
+    """Return one problem for all runs that share it: the first's, with the number of the others."""
+    alike: dict[tuple[str, str, str | None], list[Problem]] = {}
+    for field, problem in problems:
+        alike.setdefault((field, problem.what, problem.remedy), []).append(problem)
+    return [
+        first if not others else replace(first, where=f"{first.where} and {_count(len(others), 'more run')}")
+        for first, *others in alike.values()
+    ]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _cell(index: int, where: str, spec: RunSpec, machine: Machine, available_bytes: int) -> Cell:
     traits = workload_traits(spec.workload, machine)
     optimizer, chosen = OPTIMIZERS.get(spec.optimizer), strategy(spec.strategy)
+    problems = []
     if spec.size is not None and spec.size not in traits.sizes:
-        problem = Problem(f"{where}.size", f"unknown name {spec.size!r}", suggest(spec.size, list(traits.sizes)))
-        raise InvalidInputError([problem])
+        problems.append(
+            Problem(f"{where}.size", f"unknown name {spec.size!r}", suggest(spec.size, list(traits.sizes)))
+        )
+        spec = spec.model_copy(update={"size": None})  # what else is wrong comes with it
     spec = resolve(spec, traits, optimizer, chosen, machine)
-    problems = [
+    problems += [
         *_unknown_options(where, spec, traits, optimizer, chosen, machine),
         *([] if traits.optimizer_only else _indivisible(where, spec)),
     ]
@@ -204,7 +226,11 @@ def _unknown_options(
                 problems.append(Problem(place, f"{takes} has no option {key!r}", remedy))
             elif not _like(value, names[key]):
                 problems.append(
-                    Problem(place, f"expected a value like {names[key]!r}, found {value!r}", "see optbench list")
+                    Problem(
+                        place,
+                        f"expected a value like {names[key]!r}, found {value!r}",
+                        f"defaults: optbench list {PLURALS[word]}",
+                    )
                 )
     return problems
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from harness.interfaces import Optimizer, Strategy
 
+FEW = 12
+"""So many names are listed where none is near; of more, the word is given that lists them."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -79,7 +82,9 @@ class Registry:
         names = self.names()
         if name in names or is_target(name):
             return None
-        return f"{suggest(name, names)}  (yours: package.module:Class; all: optbench list {self.plural})"
+        near = suggest(name, names) or ""
+        few = near if len(names) <= FEW or near.startswith("did you mean") else ""
+        return f"{few}  (yours: package.module:Class; all: optbench list {self.plural})".lstrip()
 
     def target(self, name: str) -> str:
         """Return ``module:attribute`` for a name, or for out-of-tree code the name itself.

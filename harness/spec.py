@@ -325,5 +325,6 @@ def _problems(where: str, error: ValidationError) -> list[Problem]:
         elif item["type"] == "value_error":
             problems.append(Problem(place, item["msg"].removeprefix("Value error, ")))
         else:
-            problems.append(Problem(place, f"{item['msg']}, found {item['input']!r}"))
+            told = item["msg"].replace("valid tuple", "valid list").replace("valid dictionary", "table")
+            problems.append(Problem(place, f"{told}, found {item['input']!r}"))
     return problems

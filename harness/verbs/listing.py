@@ -41,7 +41,8 @@ def rows(kind: str, machine: Callable[[], Machine]) -> list[Row]:
         "sweeps": lambda: [{"name": f.stem, "file": str(f)} for f in sorted(SHIPPED.glob("*.toml"))],
     }
     if kind not in kinds:
-        raise InvalidInputError([Problem("list", f"unknown kind {kind!r}", suggest(kind, list(kinds)))])
+        found = f"unknown kind {kind!r}" if kind else "name what to list"
+        raise InvalidInputError([Problem("list", found, suggest(kind, list(kinds)))])
     return kinds[kind]()
 
 
@@ -74,7 +75,8 @@ def _optimizers(machine: Machine) -> list[Row]:
         reason = plan.optimizer_runs_here(name, machine)
         options = registry.OPTIMIZERS.get(name).options(machine)
         found.append({"name": name, "runs": reason is None, "reason": reason, "options": options})
-    return found
+    order = {algorithm: place for place, algorithm in reversed(list(enumerate(map(_algorithm, found))))}
+    return sorted(found, key=lambda row: order[_algorithm(row)])
 
 
 def _strategies() -> list[Row]:
@@ -96,10 +98,7 @@ def table(kind: str, found: list[Row]) -> RenderableType:
     """Return the rows as a table for 80 columns; what several rows would say stands once below it."""
     reasons = list(dict.fromkeys(row["reason"] for row in found if row.get("reason")))
     if kind == "optimizers":
-        found = [
-            {**row, "runs here": "yes" if row["runs"] else f"no, see {reasons.index(row['reason']) + 1}"}
-            for row in found
-        ]
+        found = _optimizer_cells(found, reasons)
     columns = {
         "workloads": ("name", "size", "parameters", "global_batch", "target"),
         "optimizers": ("name", "runs here", "options"),
@@ -108,13 +107,34 @@ def table(kind: str, found: list[Row]) -> RenderableType:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         right = column in {"parameters", "global_batch"}
-        named = column in {"name", "runs here", "ranks"}
-        shown.add_column(
-            column.replace("_", " "), justify="right" if right else "left", overflow="fold", no_wrap=named
-        )
+        named = column in {"name", "runs here", "ranks", "target"}
+        heading = column.replace("_", "\n" if right else " ")
+        shown.add_column(heading, justify="right" if right else "left", overflow="fold", no_wrap=named)
     for row in found:
         shown.add_row(*(_cell(row[column]) for column in columns))
-    return Group(shown, *(Text(f"{number}  {reason}") for number, reason in enumerate(reasons, start=1)))
+    about = {row["name"]: row["summary"] for row in found} if kind == "workloads" else {}
+    return Group(
+        shown,
+        *([Text("")] if about or reasons else []),
+        *(Text(f"{name}: {summary}") for name, summary in about.items()),
+        *(Text(f"{number}  {reason}") for number, reason in enumerate(reasons, start=1)),
+    )
+
+
+def _optimizer_cells(found: list[Row], reasons: list[str]) -> list[Row]:
+    """Return the rows with a column that points to the reasons; options stand in an algorithm's first row only."""
+    seen: dict[str, Row] = {}
+    cells = []
+    for row in found:
+        first = seen.setdefault(_algorithm(row), row)
+        alike = first is not row and first["options"] == row["options"]
+        verdict = "yes" if row["runs"] else f"no, see {reasons.index(row['reason']) + 1}"
+        cells.append({**row, "runs here": verdict, "options": None if alike else row["options"]})
+    return cells
+
+
+def _algorithm(row: Row) -> str:
+    return str(row["name"]).partition("/")[0]
 
 
 def _cell(value: object) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def read_machine(path: Path) -> Machine:
-    """Read a machine that `optbench doctor --json` of another host described.
+    """Read a machine that `optbench doctor --write-machine` of another host described.
 
     Raises:
         InvalidInputError: when the file is no such description.
@@ -35,7 +35,10 @@ def read_machine(path: Path) -> Machine:
         raise InvalidInputError([Problem(str(path), f"cannot be read: {error.strerror}")]) from error
     except ValidationError as error:
         remedy = "make one there with: optbench doctor --write-machine FILE"
-        raise InvalidInputError([Problem(str(path), f"describes no machine: {error}", remedy)]) from error
+        wrong = error.errors()[0]
+        place = ".".join(str(part) for part in wrong["loc"])
+        told = f"describes no machine: {f'{place}: ' if place else ''}{wrong['msg']}"
+        raise InvalidInputError([Problem(str(path), told, remedy)]) from error
     if machine.schema_version > MACHINE_SCHEMA_VERSION:
         found = f"has schema_version {machine.schema_version}, this optbench reads up to {MACHINE_SCHEMA_VERSION}"
         raise InvalidInputError([Problem(str(path), found, "upgrade optbench")])

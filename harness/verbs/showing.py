@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -22,13 +23,14 @@ RECENT = 50
 
 def runs(rows: Sequence[RunRow]) -> RenderableType:
     """Return the latest runs as a table."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for name in ("run", "workload", "optimizer", "strategy", "outcome"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in {"run", "strategy"})
     table.add_column("step", justify="right", no_wrap=True)
+    enough = _distinct([row.run_id for row in rows])
     for row in rows[-RECENT:]:
         table.add_row(
-            row.run_id,
+            row.run_id[:enough],  # to be copied from one line of 80 columns
             " ".join(filter(None, (row.workload, row.size))),
             row.optimizer or "",
             f"{row.strategy or ''} x{row.world_size or '?'}",
@@ -40,6 +42,15 @@ def runs(rows: Sequence[RunRow]) -> RenderableType:
     left_out = len(rows) - RECENT
     more = [Text(f"{left_out} earlier runs: optbench show --json lists all.", style="dim")] if left_out > 0 else []
     return Group(table, *more)
+
+
+def _distinct(sorted_ids: Sequence[str], least: int = 20) -> int:
+    """Return how many characters tell each id from all others."""
+    length = least
+    for one, other in itertools.pairwise(sorted_ids):
+        while one[:length] == other[:length] and length < len(one):
+            length += 1
+    return length
 
 
 def run(record: RunRecord) -> RenderableType:

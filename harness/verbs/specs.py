@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,24 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from harness.spec import Sweep
+    from harness.spec import RunSpec, Sweep
+
+
+def _integer(text: str) -> int | str:
+    """Read an integer; another word goes on as it is, so that it is reported beside all other mistakes."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _number(text: str) -> float | str:
+    """Read a number; another word goes on as it is, as for `_integer`."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
 
 Sweeps = Annotated[
     list[str] | None, typer.Argument(metavar="[SWEEP]…", help="TOML files, or names of the sweeps that ship.")
@@ -31,18 +49,32 @@ Strategy = Annotated[list[str] | None, typer.Option(metavar="S", help="single, d
 Precision = Annotated[list[str] | None, typer.Option(help="fp32 or bf16. Repeatable.")]
 Nproc = Annotated[
     list[int] | None,
-    typer.Option(metavar="N", help="Ranks; default: every accelerator, or 2 CPU ranks. Repeatable."),
+    typer.Option(
+        metavar="N", parser=_integer, help="Ranks; default: every accelerator, or 2 CPU ranks. Repeatable."
+    ),
 ]
 Device = Annotated[
     str | None, typer.Option(help="cpu or accelerator; default: the accelerator where there is one.")
 ]
-Steps = Annotated[int | None, typer.Option(metavar="K", help="Optimizer steps, warm-up included.")]
-Lr = Annotated[list[float] | None, typer.Option(metavar="LR", help="Peak learning rate. Repeatable.")]
-Seed = Annotated[list[int] | None, typer.Option(help="Repeatable.")]
+Steps = Annotated[
+    int | None, typer.Option(metavar="K", parser=_integer, help="Optimizer steps, warm-up included.")
+]
+Lr = Annotated[
+    list[float] | None, typer.Option(metavar="LR", parser=_number, help="Peak learning rate. Repeatable.")
+]
+Seed = Annotated[
+    list[int] | None,
+    typer.Option(metavar="N", parser=_integer, help="Of data and initial values. Repeatable."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any field: lr=0.01, optimizer.weight_decay=0.1. Repeatable."),
 ]
+
+OPTION_WORDS = {"world_size": "--nproc"}
+"""Fields of a run whose option has another name."""
+
+COMMAND_LINE = "command line"
 
 SHIPPED = Path(__file__).resolve().parents[2] / "workloads" / "sweeps"
 """Sweeps that come with the package, by the name of their file."""
@@ -68,24 +100,44 @@ def read(sweeps: Sequence[str], given: Mapping[str, Any], settings: Sequence[str
 
     problems: list[Problem] = []
     overrides: list[tuple[tuple[str, ...], JsonValue]] = [((field,), value) for field, value in given.items()]
+    typed = {field: OPTION_WORDS.get(field, f"--{field}") for field in given}
     for text in settings:
         try:
-            overrides.append(parse_assignment(text))
+            path, value = parse_assignment(text)
         except InvalidInputError as error:
             problems += error.problems
-    if problems:
-        raise InvalidInputError(problems)
-    if not sweeps:
-        return _single(given, overrides)
+        else:
+            overrides.append((path, value))
+            typed[".".join(path)] = f"--set {text.partition('=')[0].strip()}"
     found = []
-    for word in sweeps:
+    for word in sweeps or [COMMAND_LINE]:
         try:
-            found.append(load_sweep(sweep_path(word), name_checks(), overrides))
+            found.append(
+                load_sweep(sweep_path(word), name_checks(), overrides) if sweeps else _single(given, overrides)
+            )
         except InvalidInputError as error:
-            problems += error.problems
+            problems += (_as_typed(problem, typed) for problem in error.problems)
     if problems:
-        raise InvalidInputError(problems)
+        raise InvalidInputError(list(dict.fromkeys(problems)))
     return Sweep(name="+".join(sweep.name for sweep in found), runs=tuple(r for s in found for r in s.runs))
+
+
+def _as_typed(problem: Problem, typed: Mapping[str, str]) -> Problem:
+    """Let a problem of a field that the command line gave say so, instead of blaming each run of a file for it."""
+    place, dot, path = problem.where.rpartition("]." if "]." in problem.where else f"{COMMAND_LINE}.")
+    if not dot:
+        return problem
+    field = next((each for each in typed if path == each or path.startswith(f"{each}.")), None)
+    if field is not None:
+        return replace(problem, where=typed[field] + path.removeprefix(field))
+    return problem if place else replace(problem, where=f"--{path}")
+
+
+def missing_data(specs: Sequence[RunSpec]) -> list[Problem]:
+    """Return a problem for each data file of the runs that is not there."""
+    files = dict.fromkeys(spec.data for spec in specs if spec.data is not None)
+    remedy = "give a path that exists, absolute or from the current folder"
+    return [Problem(f"data = {file}", "no such file", remedy) for file in files if not Path(file).is_file()]
 
 
 def sweep_path(word: str) -> Path:
@@ -113,9 +165,14 @@ def _single(given: Mapping[str, Any], overrides: Sequence[tuple[tuple[str, ...],
     cell: dict[str, Any] = {}
     for path, value in overrides:
         cell = override(cell, path, value)
-    missing = [field for field in ("workload", "optimizer") if field not in cell]
-    if missing:
-        remedy = "name a sweep file, or give --workload W --optimizer O (optbench list workloads, … optimizers)"
-        raise InvalidInputError([Problem(f"--{field}", "is missing", remedy) for field in missing])
     name = f"{given.get('workload')} {given.get('optimizer')}"
-    return Sweep(name=name, runs=expand([("command line", cell)], name_checks()))
+    try:
+        return Sweep(name=name, runs=expand([(COMMAND_LINE, cell)], name_checks()))
+    except InvalidInputError as error:
+        remedy = "name a sweep file, or give --workload W --optimizer O (optbench list workloads, … optimizers)"
+        raise InvalidInputError(
+            [
+                replace(problem, remedy=remedy) if problem.what == "is missing" else problem
+                for problem in error.problems
+            ]
+        ) from error

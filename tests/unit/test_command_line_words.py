@@ -1,0 +1,90 @@
+"""What a user types wrong is all told at once, in the words that were typed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from harness.errors import InvalidInputError
+from harness.store import RunRow
+from harness.verbs import listing, showing, specs
+from tests.golden.test_reports import text_of
+from tests.unit.test_plan import machine
+
+
+def told(*words, **given):
+    with pytest.raises(InvalidInputError) as caught:
+        specs.read(words, given, given.pop("settings", []))
+    return {problem.where: problem.what for problem in caught.value.problems}
+
+
+def test_every_wrong_option_is_told_at_once_in_the_words_that_were_typed():
+    settings = ["bad", "stpes=4", "collectors=5", "lr=a"]
+    assert told(optimizer="adamw/fussed", world_size="two", settings=settings) == {
+        "--set bad": "expected key=value",
+        "--optimizer": "unknown name 'adamw/fussed'",
+        "--workload": "is missing",
+        "--nproc": "Input should be a valid integer, found 'two'",
+        "--set stpes": "unknown key",
+        "--set collectors": "Input should be a valid list, found 5",
+        "--set lr": "Input should be a valid number, found 'a'",
+    }
+
+
+def test_a_wrong_option_is_told_once_not_for_each_run_of_a_file():
+    assert told("quickstart", steps=0) == {"--steps": "Input should be greater than or equal to 1, found 0"}
+
+
+def test_mistakes_of_a_file_and_of_options_come_together(tmp_path):
+    file = tmp_path / "s.toml"
+    file.write_text('[[runs]]\nworkload = "gpt"\noptimizer = "adamw/fused"\nstpes = 3\n')
+    assert told(str(file), "quickstrat", seed=-1) == {
+        f"{file}: runs[0].stpes": "unknown key",
+        "--seed": "Input should be greater than or equal to 0, found -1",
+        "sweep quickstrat": "no such file, and no shipped sweep",
+    }
+
+
+def test_a_data_file_that_is_not_there_is_told_before_anything_starts(tmp_path):
+    (tmp_path / "tokens.bin").write_bytes(b"")
+    settings = [f"data=['{tmp_path / 'tokens.bin'}', '{tmp_path / 'none.bin'}']"]
+    sweep = specs.read([], {"workload": "gpt", "optimizer": "adamw/fused"}, settings)
+    (problem,) = specs.missing_data(sweep.runs)
+    assert str(tmp_path / "none.bin") in str(problem)
+
+
+@pytest.mark.parametrize("words", [[], ["list"], ["run", "--nproc", "two"]])
+def test_wrong_words_end_with_code_2_and_no_empty_message(words):
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "optbench: \n" not in done.stderr
+    if words == ["list"]:
+        assert "workloads, optimizers, strategies" in done.stderr
+
+
+def test_ids_in_the_list_of_runs_stay_on_one_line_and_are_enough_to_name_a_run():
+    rows = [
+        RunRow(run_id=f"20261123T0600{second}-aaaa{digits}", outcome="completed", optimizer="adamw/deepspeed-cpu")
+        for second, digits in ((10, "b" * 12), (10, "bbc" + "b" * 9), (12, "b" * 12))
+    ]
+    lines = text_of(showing.runs(rows)).splitlines()
+    shown = [line.split()[0] for line in lines if line.startswith("2026")]
+    assert shown == ["20261123T060010-aaaabbb", "20261123T060010-aaaabbc", "20261123T060012-aaaabbb"]
+
+
+def test_workloads_and_optimizers_fit_80_columns_and_say_each_thing_once():
+    rows = listing.rows("workloads", machine)
+    text = text_of(listing.table("workloads", rows))
+    assert "accuracy >= 0.97\n" in text
+    assert rows[0]["summary"] in " ".join(text.split())
+    rows = listing.rows("optimizers", machine)
+    names = [row["name"] for row in rows]
+    adamw = [name for name in names if name.startswith("adamw/")]
+    start = names.index(adamw[0])
+    assert names[start : start + len(adamw)] == adamw  # side by side
+    text = text_of(listing.table("optimizers", rows))
+    assert text.count("amsgrad=False") == 2  # adam and adamw, once each
