@@ -17,6 +17,7 @@ from harness import system
 from harness.interfaces import WorkloadTraits
 from harness.machine import Accelerator, Constructor, Machine
 from harness.registry import OPTIMIZERS, Registry, load
+from harness.spec import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -87,7 +88,10 @@ def constructor(target: str) -> Constructor:
     Args:
         target: ``module:Class``.
     """
-    found = load(target)
+    try:
+        found = load(target)
+    except AttributeError as error:
+        return Constructor(error=f"{explain(error)}{_near(target)}")
     if not isinstance(found, type):
         return Constructor(error=f"{target} is no class")
     if not issubclass(found, importlib.import_module("torch.optim").Optimizer):
@@ -182,6 +186,19 @@ def explain(error: BaseException) -> str:
     """Return an exception in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
+
+
+def _near(target: str) -> str:
+    """Return the optimizers of the target's module, for the remedy of a class that it has not."""
+    module, _, name = target.partition(":")
+    base = importlib.import_module("torch.optim").Optimizer
+    classes = [
+        each
+        for each, value in vars(importlib.import_module(module)).items()
+        if isinstance(value, type) and issubclass(value, base) and value is not base
+    ]
+    remedy = suggest(name, classes)
+    return f"; {remedy}" if remedy else ""
 
 
 def _torch() -> tuple[Any, str | None]:

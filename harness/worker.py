@@ -319,7 +319,8 @@ def _cause(error: BaseException) -> tuple[Outcome, str]:
         return "out_of_memory", reason
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's CPU allocator
         return "out_of_memory", reason
-    return "failed", reason
+    # An error that optbench raised on purpose needs no name of a class.
+    return "failed", str(error) if isinstance(error, OptbenchError) else reason
 
 
 def _leave(code: int) -> None:

@@ -28,18 +28,22 @@ find_python() { # the active Python, but not our own environment's
 }
 
 install_optbench() { # $1: extras, deepspeed or deepspeed,dev
-    local python torch wanted stamp=.venv/.installed
+    local python torch made wanted stamp=".venv/.installed-$1"
     python=$(find_python) || return 1
     torch=$(active_torch "$python")
-    wanted="$("$python" -c 'import sys; print(sys.executable, sys.version)') torch=$torch extras=$1 $(cat pyproject.toml constraints.txt | cksum)"
+    made="$("$python" -c 'import sys; print(sys.executable, sys.version)') torch=$torch in $PWD"
+    wanted="$made extras=$1 $(cat pyproject.toml constraints.txt | cksum)"
     if [ -x .venv/bin/optbench ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
     rm -f "$stamp"
-    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    # Packages borrowed from one Python must not meet another, and scripts name the folder that they were made in.
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1 ||
+        [ "$(cat .venv/.made-with 2>/dev/null || echo "$made")" != "$made" ]; then
         say "Making .venv with $python"
         "$python" -m venv --clear .venv || {
             say "The environment could not be made. On Debian and Ubuntu: apt-get install python3-venv"
             return 1
         }
+        echo "$made" >.venv/.made-with
     fi
     local constraints=constraints.txt
     if [ -n "$torch" ]; then

@@ -67,6 +67,7 @@ def run(
     for position, cell in enumerate(cells, start=1):
         missing = [name for name in cell.kernels if name not in broken]
         if missing:
+            display.begin(cell, position, len(cells))  # the run that waits; its own time begins below
             # All that the rest of the sweep needs in one go: one process builds them.
             needed = dict.fromkeys(name for later in cells[position - 1 :] for name in later.kernels)
             broken |= kernels.ensure(list(needed), display.tell, "cpu" if cell.spec.device == "cpu" else None)

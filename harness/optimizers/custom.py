@@ -73,10 +73,9 @@ class Custom:
         if found is None:
             return None
         if found.error is not None:
-            return (
-                f"{self.target} cannot be used: {found.error}; "
-                "start from the folder that holds the module, or install its package"
-            )
+            absent = found.error.startswith("ModuleNotFoundError")
+            remedy = "; start from the folder that holds the module, or install its package" if absent else ""
+            return f"{self.target} cannot be used: {found.error}{remedy}"
         given = {*spec.optimizer_options, *([] if spec.lr is None else ["lr"])}
         missing = [name for name in found.required if name not in given]
         if missing:

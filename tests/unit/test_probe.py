@@ -87,7 +87,8 @@ def test_a_corrupt_or_foreign_cache_counts_as_none(cache, text):
 
 def test_out_of_tree_code_is_looked_at_afresh_and_its_faults_cost_only_itself(user):
     write(user)
-    targets = ["mine:Opt", "mine:NoOptimizer", "mine:missing", "boom:X", "quits:X", "typo:X", "nowhere.at_all:X"]
+    targets = ["mine:Opt", "mine:NoOptimizer", "mine:missing", "mine:Optt", "boom:X", "quits:X", "typo:X"]
+    targets.append("nowhere.at_all:X")
     words = ["--only", *(word for target in targets for word in ("--target", target))]
     found = probe.ask(probe.OutOfTree, [*words, "--workload", "mine:Load", "--workload", "mine:Opt"])
     opt = found.constructors["mine:Opt"]
@@ -100,6 +101,7 @@ def test_out_of_tree_code_is_looked_at_afresh_and_its_faults_cost_only_itself(us
     errors = {target: found.constructors[target].error for target in targets[1:]}
     assert errors["mine:NoOptimizer"] == "mine:NoOptimizer is no subclass of torch.optim.Optimizer"
     assert errors["mine:missing"].startswith("AttributeError")
+    assert errors["mine:Optt"].endswith("; did you mean Opt?")
     assert errors["boom:X"] == "its import in a process of its own was killed by SIGABRT"
     assert errors["quits:X"] == "SystemExit: 3"
     assert errors["typo:X"].startswith("SyntaxError")
