@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shlex
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from harness.store import RunRow
 
 RECENT = 50
+
+UNWATCHED = "(which operators its step calls is seen from two warm-up steps on)"
 
 
 def runs(rows: Sequence[RunRow]) -> RenderableType:
@@ -63,6 +67,7 @@ def run(record: RunRecord) -> RenderableType:
         Text(", ".join(f"{key}={value}" for key, value in spec.items())),
         Text(""),
         *_facts(record),
+        *_environment(record),
         _metrics(record),
         *(Text(note, style="yellow") for note in record.notes),
     ]
@@ -73,9 +78,35 @@ def _facts(record: RunRecord) -> list[RenderableType]:
     optimizer = record.facts.get("optimizer")
     if not isinstance(optimizer, dict):
         return []
+    ran_as = record.facts.get("ran_as")
     return [
-        Text(f"ran {optimizer.get('class')} as {record.facts.get('ran_as')}"),
+        Text(f"ran {optimizer.get('class')} {f'as {ran_as}' if ran_as else UNWATCHED}"),
         Text(f"constructor: {optimizer.get('arguments')}", style="dim"),
+        Text(""),
+    ]
+
+
+def _environment(record: RunRecord) -> list[RenderableType]:
+    """Return where it ran, in a few lines; the rest is in ``--json``."""
+    found = record.environment
+    if not found.hardware:
+        return []
+    accelerators = found.hardware.get("accelerators")
+    listed = accelerators if isinstance(accelerators, list) else []
+    devices = [str(each.get("name")) for each in listed if isinstance(each, dict)]
+    optbench = found.source.get("optbench")
+    commit = optbench.get("commit") if isinstance(optbench, dict) else None
+    changed = " with changes" if isinstance(optbench, dict) and optbench.get("dirty") else ""
+    words = [
+        f"{found.hardware.get('cpu')}, {found.hardware.get('cores_usable')} cores",
+        *(f"{count} x {name}" for name, count in Counter(devices).items()),
+        f"torch {found.software.get('torch')}",
+        f"Python {found.software.get('python')}",
+        *([f"optbench {str(commit)[:9]}{changed}"] if commit else []),
+    ]
+    return [
+        Text(f"on {found.hardware.get('hostname')}: {', '.join(words)}"),
+        Text(shlex.join(found.command)),
         Text(""),
     ]
 

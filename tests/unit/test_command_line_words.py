@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from harness.errors import InvalidInputError
+from harness.record import Environment
 from harness.store import RunRow
 from harness.verbs import listing, showing, specs
-from tests.golden.test_reports import text_of
+from tests.golden.test_reports import RECORDS, text_of
 from tests.unit.test_plan import machine
 
 
@@ -74,6 +75,22 @@ def test_ids_in_the_list_of_runs_stay_on_one_line_and_are_enough_to_name_a_run()
     lines = text_of(showing.runs(rows)).splitlines()
     shown = [line.split()[0] for line in lines if line.startswith("2026")]
     assert shown == ["20261123T060010-aaaabbb", "20261123T060010-aaaabbc", "20261123T060012-aaaabbb"]
+
+
+def test_a_runs_page_tells_where_it_ran_and_when_its_operators_were_not_watched():
+    environment = Environment(
+        hardware={"hostname": "node7", "cpu": "EPYC", "cores_usable": 2, "accelerators": [{"name": "H200"}] * 2},
+        software={"torch": "2.13.0", "python": "3.11.7"},
+        source={"optbench": {"commit": "0123456789abcdef", "dirty": True}},
+        command=("optbench", "run", "my sweep.toml"),
+    )
+    facts = {**RECORDS[0].facts, "ran_as": None}
+    text = text_of(showing.run(RECORDS[0].model_copy(update={"environment": environment, "facts": facts})))
+    words = " ".join(text.split())
+    assert "on node7: EPYC, 2 cores, 2 x H200, torch 2.13.0, Python 3.11.7, optbench 012345678 with ch" in words
+    assert "optbench run 'my sweep.toml'" in words
+    assert "as None" not in words
+    assert "two warm-up steps" in words
 
 
 def test_workloads_and_optimizers_fit_80_columns_and_say_each_thing_once():
