@@ -201,7 +201,10 @@ def run(  # noqa: PLR0913, PLR0917  # one parameter an option
         bool, typer.Option("--resume", help="Go on with a sweep: the latest, or the one named instead of a file.")
     ] = False,
     master_port: Annotated[
-        int | None, typer.Option("--master-port", min=1, max=65535, help="Rendezvous port; default: a free one.")
+        int | None,
+        typer.Option(
+            "--master-port", metavar="PORT", min=1, max=65535, help="Rendezvous port; default: a free one."
+        ),
     ] = None,
     as_json: Json = False,  # noqa: FBT002  # a flag of the command line
 ) -> None:

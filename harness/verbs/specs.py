@@ -35,18 +35,20 @@ def _number(text: str) -> float | str:
 
 
 Sweeps = Annotated[
-    list[str] | None, typer.Argument(metavar="[SWEEP]…", help="TOML files, or names of the sweeps that ship.")
+    list[str] | None, typer.Argument(metavar="SWEEP", help="TOML files, or names of the sweeps that ship.")
 ]
 Workload = Annotated[
     list[str] | None, typer.Option(metavar="W", help="Name, or package.module:Class. Repeatable.")
 ]
-Size = Annotated[list[str] | None, typer.Option(help="One of the workload's sizes. Repeatable.")]
+Size = Annotated[list[str] | None, typer.Option(metavar="SIZE", help="One of the workload's sizes. Repeatable.")]
 Optimizer = Annotated[
     list[str] | None,
     typer.Option(metavar="O", help="algorithm/implementation, or package.module:Class. Repeatable."),
 ]
-Strategy = Annotated[list[str] | None, typer.Option(metavar="S", help="single, ddp, …. Repeatable.")]
-Precision = Annotated[list[str] | None, typer.Option(help="fp32 or bf16. Repeatable.")]
+Strategy = Annotated[
+    list[str] | None, typer.Option(metavar="S", help="Default: single; all: optbench list strategies. Repeatable.")
+]
+Precision = Annotated[list[str] | None, typer.Option(metavar="P", help="fp32 or bf16. Repeatable.")]
 Nproc = Annotated[
     list[int] | None,
     typer.Option(
@@ -54,7 +56,8 @@ Nproc = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cpu or accelerator; default: the accelerator where there is one.")
+    str | None,
+    typer.Option(metavar="DEVICE", help="cpu or accelerator; default: the accelerator where there is one."),
 ]
 Steps = Annotated[
     int | None, typer.Option(metavar="K", parser=_integer, help="Optimizer steps, warm-up included.")
