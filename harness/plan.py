@@ -78,9 +78,7 @@ def name_checks() -> dict[str, Any]:
 def out_of_tree(specs: Iterable[RunSpec]) -> tuple[list[str], list[str]]:
     """Return the optimizers and workloads that only a probe can tell about."""
     optimizers = {spec.optimizer: None for spec in specs if is_target(spec.optimizer)}
-    workloads = {
-        spec.workload: None for spec in specs if is_target(spec.workload) and _static(spec.workload) is None
-    }
+    workloads = {WORKLOADS.target(spec.workload): None for spec in specs if _static(spec.workload) is None}
     return list(optimizers), list(workloads)
 
 
@@ -326,7 +324,10 @@ def optimizer_runs_here(name: str, machine: Machine) -> str | None:
     optimizer = OPTIMIZERS.get(name)
     reasons = []
     for workload in WORKLOADS.targets():
-        traits = workload_traits(workload, machine)
+        try:
+            traits = workload_traits(workload, machine)
+        except InvalidInputError:  # an installed package's, which has to be probed: ours are enough to tell
+            continue
         spec = resolve(RunSpec(workload=workload, optimizer=name), traits, optimizer, strategy("single"), machine)
         reason = optimizer.unsupported(spec, traits, machine)
         if reason is None:

@@ -109,8 +109,23 @@ STRATEGIES = Registry("strategy", "strategies", "harness.strategies")
 
 
 def strategy(name: str) -> Strategy:
-    """Return the registered strategy, constructed."""
-    found: Strategy = STRATEGIES.get(name)()
+    """Return the strategy, constructed; one out of tree is imported, hence should import torch in ``start`` only.
+
+    Raises:
+        InvalidInputError: the name is unknown, or its class cannot be imported or constructed.
+    """
+    try:
+        found: Strategy = STRATEGIES.get(name)()
+    except InvalidInputError:
+        raise
+    except Exception as error:
+        what = f"cannot be used: {type(error).__name__}: {error}"
+        remedy = "check module and class; start from the folder that holds the module, or install its package"
+        raise InvalidInputError([Problem(f"strategy {name}", what, remedy)]) from error
+    lacking = [each for each in ("options", "one_rank", "unsupported", "start") if not hasattr(found, each)]
+    if lacking:
+        what = f"lacks {', '.join(lacking)}: it is no strategy"
+        raise InvalidInputError([Problem(f"strategy {name}", what, "see Strategy in harness/interfaces.py")])
     return found
 
 
@@ -120,10 +135,35 @@ class OptimizerRegistry(Registry):
     Family modules import torch only inside ``build``, so that names and traits are read without it.
     """
 
+    def __init__(self, kind: str, plural: str, package: str) -> None:
+        super().__init__(kind, plural, package)
+        self._broken: dict[str, str] = {}
+
     def _all(self) -> dict[str, Optimizer]:
         return {
-            name: optimizer for target in super().targets().values() for name, optimizer in load(target).items()
+            name: optimizer
+            for family, target in super().targets().items()
+            for name, optimizer in self._family(family, target).items()
         }
+
+    def _family(self, family: str, target: str) -> Mapping[str, Optimizer]:
+        """Return a family's optimizers; none where an installed package's cannot be imported (see `remedy`)."""
+        try:
+            found: Mapping[str, Optimizer] = load(target)
+        except Exception as error:
+            own: Mapping[str, str] = load(f"{self._package}:REGISTRY")
+            if family in own:
+                raise
+            self._broken[family] = f"{target} cannot be imported: {type(error).__name__}: {error}"
+            return {}
+        return found
+
+    def remedy(self, name: str) -> str | None:
+        """Return what to write instead of an unknown name, and which installed families are broken."""
+        told = super().remedy(name)
+        if told is None or not self._broken:
+            return told
+        return f"{told}; broken entry points: " + "; ".join(f"{k}: {v}" for k, v in self._broken.items())
 
     def targets(self) -> dict[str, str]:
         """Return every name with the class that it constructs."""

@@ -9,8 +9,12 @@ VARIABLE = "OPTBENCH_USER_PATH"
 """Names the user's folder in the processes that optbench starts, which run with PYTHONSAFEPATH."""
 
 
-def extend() -> None:
-    """Append ``$OPTBENCH_USER_PATH`` to ``sys.path``, so that a ``workloads/`` of the user's hides nothing."""
-    folder = os.environ.get(VARIABLE)
+def extend(otherwise: str | None = None) -> None:
+    """Append ``$OPTBENCH_USER_PATH`` to ``sys.path``, so that a ``workloads/`` of the user's hides nothing.
+
+    Args:
+        otherwise: the folder, where the variable is not set.
+    """
+    folder = os.environ.get(VARIABLE) or otherwise
     if folder and folder not in sys.path:
         sys.path.append(folder)

@@ -49,7 +49,12 @@ def rows(kind: str, machine: Callable[[], Machine]) -> list[Row]:
 def _workloads() -> list[Row]:
     found = []
     for name in registry.WORKLOADS.targets():
-        traits = plan.workload_traits(name)
+        try:
+            traits = plan.workload_traits(name)
+        except InvalidInputError:
+            target = registry.WORKLOADS.target(name)
+            found.append(_unknown_workload(name, f"{name} ({target}) tells its sizes when it is run or planned"))
+            continue
         for size_name, size in traits.sizes.items():
             goal = size.target
             symbol = "<=" if goal is not None and goal.better == "lower" else ">="
@@ -69,6 +74,12 @@ def _workloads() -> list[Row]:
     return found
 
 
+def _unknown_workload(name: str, reason: str) -> Row:
+    """Return the row of an installed package's workload whose traits are no literals."""
+    fields = ("size", "default", "parameters", "global_batch", "target", "summary", "source", "options")
+    return {"name": name, **dict.fromkeys(fields), "reason": reason}
+
+
 def _optimizers(machine: Machine) -> list[Row]:
     found = []
     for name in registry.OPTIMIZERS.names():
@@ -80,14 +91,15 @@ def _optimizers(machine: Machine) -> list[Row]:
 
 
 def _strategies() -> list[Row]:
-    return [
-        {
-            "name": name,
-            "ranks": "1" if registry.strategy(name).one_rank else "any",
-            "options": registry.strategy(name).options,
-        }
-        for name in registry.STRATEGIES.targets()
-    ]
+    found: list[Row] = []
+    for name in registry.STRATEGIES.targets():
+        try:
+            each = registry.strategy(name)
+        except InvalidInputError as error:  # an installed package's that is broken
+            found.append({"name": name, "ranks": None, "options": None, "reason": str(error.problems[0])})
+        else:
+            found.append({"name": name, "ranks": "1" if each.one_rank else "any", "options": each.options})
+    return found
 
 
 def _names(of: registry.Registry) -> list[Row]:
