@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import user_path
+from harness.errors import OptbenchError
+from harness.rankfile import read_rank_file
 from launch import memory_kills, processes
 
 if TYPE_CHECKING:
@@ -32,8 +34,15 @@ POLL_S = 0.25
 NO_SPACE_EXIT_CODE = 74
 """A rank's exit code when it could not write its lines (sysexits.h: EX_IOERR)."""
 
-RANK_EXIT = re.compile(r"rank\s*:\s*(\d+) \(local_rank: \d+\)\s*exitcode\s*:\s*(-?\d+)")
-"""A rank's end in the report that torchrun prints."""
+RANK_EXIT = re.compile(r"rank\s*:\s*(\d+) \(local_rank: \d+\)\s*exitcode\s*:\s*(-?\d+) \(pid: (\d+)\)")
+"""A rank's end in the report that torchrun prints: rank, exit code, process id."""
+
+CLOSING = re.compile(r"(?:Sending process|Unable to shutdown process) (\d+) ")
+"""A rank that torchrun ends itself, since another one has failed."""
+
+TOLD_TO_END = re.compile(r"SignalException: Process \d+ got signal: (\d+)")
+
+SMALLER = "use a smaller size, a smaller global_batch, more accumulation or fewer ranks"
 
 
 @dataclass(frozen=True)
@@ -141,18 +150,23 @@ def run(
     kills_before = memory_kills.count()
     settings = environment(spec, folder.name, os.environ)
     log.write_text(f"$ {shlex.join(words)}\n")
-    process = processes.start(words, settings, log)
+    process = None
     try:
+        process = processes.start(words, settings, log)
         code = _watch(process, spec, folder, progress)
     finally:
-        processes.end(folder.name, process)
+        try:
+            processes.end(folder.name, process)
+        except KeyboardInterrupt:
+            processes.end(folder.name, process)
+            raise
     if code is None:
         return Ended(
             "timed_out",
             f"not done after timeout_s = {spec.timeout_s:g}; the ranks' stacks are in {folder / 'log'}",
             rank_files_first=False,
         )
-    return _ended(code, folder, kills_before)
+    return _ended(code, spec.world_size or 1, folder, kills_before)
 
 
 def _watch(
@@ -203,28 +217,56 @@ def _ranks_among(pids: Sequence[int], torchrun: int) -> list[int]:
     return ranks
 
 
-def _ended(code: int, folder: Path, kills_before: int | None) -> Ended:
+def _ended(code: int, world_size: int, folder: Path, kills_before: int | None) -> Ended:
+    log = folder / "log" / "torchrun.log"
+    text = log.read_text(errors="replace")
+    ended_by_torchrun = set(re.findall(CLOSING, text))
+    found = re.findall(RANK_EXIT, text)
+    deaths = [(int(rank), int(status)) for rank, status, pid in found if pid not in ended_by_torchrun]
+    if code != 0 and not deaths:
+        return _torchrun_ended(code, text, log, any(folder.glob("rank-*.jsonl")), _rose(kills_before))
+    # A rank that could still say why ends with 1: any other end came from outside the rank's Python and is the
+    # cause; what its peers wrote (connection closed) is a consequence.
+    silent = [death for death in deaths if death[1] != 1]
+    if not silent and (mute := _mute(folder, world_size, {pid for _, _, pid in found} | ended_by_torchrun)):
+        return Ended("failed", f"{mute} exited with 0 before the run was over", rank_files_first=False)
     if code == 0:
         return Ended(None)
-    text = (folder / "log" / "torchrun.log").read_text(errors="replace")
-    deaths = [(int(rank), int(exit_code)) for rank, exit_code in re.findall(RANK_EXIT, text)]
-    if not deaths:
-        told = "\n".join(text.strip().splitlines()[-3:])
-        return Ended("failed", f"torchrun exited with {code} before a rank began: {told}")
-    # A rank that could still say why ends with 1, and SIGTERM is torchrun ending the others: any other end came
-    # from outside the rank's Python and is the cause; what its peers wrote (connection closed) is a consequence.
-    silent = [death for death in deaths if death[1] not in {1, -signal.SIGTERM}]
     rank, exit_code = (silent or deaths)[0]
     outcome, reason = _death(rank, exit_code, folder / "log" / f"rank-{rank}.log", _rose(kills_before))
     # A peer's watchdog aborts when a rank is gone: not a cause while another rank wrote one down.
     return Ended(outcome, reason, rank_files_first=not silent or exit_code == -signal.SIGABRT)
 
 
+def _mute(folder: Path, world_size: int, accounted: set[str]) -> str | None:
+    """Name the ranks that began and left without an ``end`` line, though nothing is known to have ended them."""
+    mute = []
+    for rank in range(world_size):
+        with contextlib.suppress(OSError, OptbenchError):
+            file = read_rank_file(folder / f"rank-{rank}.jsonl", lenient=True)
+            begin = file.of_kind("begin")
+            if begin and not file.ended and not file.problems and str(begin[0].fields.get("pid")) not in accounted:
+                mute.append(str(rank))
+    return f"rank{'s' if len(mute) > 1 else ''} {', '.join(mute)}" if mute else None
+
+
+def _torchrun_ended(code: int, text: str, log: Path, began: bool, kernel_killed: bool) -> Ended:  # noqa: FBT001  # one caller
+    """Say what became of a torchrun that reports no rank's end."""
+    told = re.findall(TOLD_TO_END, text)
+    if code == -signal.SIGKILL and kernel_killed:
+        return Ended("out_of_memory", f"the kernel killed torchrun for memory; {SMALLER}")
+    if code < 0 or told:
+        number = -code if code < 0 else int(told[-1])
+        return Ended("failed", f"torchrun was ended by {signal.Signals(number).name}, sent from outside")
+    last = " | ".join(line.strip() for line in text.strip().splitlines()[-3:])
+    when = "" if began else " before a rank began"
+    return Ended("failed", f"torchrun exited with {code}{when}: {last}; see {log}")
+
+
 def _death(rank: int, exit_code: int, log: Path, kernel_killed: bool) -> tuple[Outcome, str]:  # noqa: FBT001  # one caller
     """Return outcome and reason for a rank that ended with a code, negative: a signal."""
     if exit_code == -signal.SIGKILL and kernel_killed:
-        remedy = "use a smaller size, a smaller global_batch, more accumulation or fewer ranks"
-        return "out_of_memory", f"the kernel killed rank {rank} for memory; {remedy}"
+        return "out_of_memory", f"the kernel killed rank {rank} for memory; {SMALLER}"
     if exit_code == NO_SPACE_EXIT_CODE:
         return "failed", f"rank {rank} could not write its results: {_last_line(log)}"
     if exit_code < 0:
