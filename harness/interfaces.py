@@ -373,7 +373,11 @@ class Observed:
 
 
 class Collector(Protocol):
-    """Observes a run. Constructed without arguments."""
+    """Observes a run. Constructed without arguments.
+
+    What it cannot find out it reports as None. An exception of its own ends the run as failed, and no other run:
+    numbers taken beside a broken observer are not to be trusted.
+    """
 
     def start(self, observed: Observed) -> None:
         """Begin; called once, before the first step."""

@@ -65,11 +65,14 @@ def steps(
         yield result
 
 
-def turn_ends(spec: RunSpec) -> list[int]:
-    """Return the step counts at which a turn ends: every ``turn_steps``, the end of the warm-up, evaluations."""
-    ends = set(range(spec.turn_steps, spec.steps, spec.turn_steps))
-    ends |= set(range(spec.evaluation_interval, spec.steps, spec.evaluation_interval))
-    return sorted((ends | {spec.warmup_steps, spec.steps}) - {0})
+def turn_ends(spec: RunSpec) -> Iterator[int]:
+    """Yield the step counts at which a turn ends: every ``turn_steps``, the end of the warm-up, evaluations."""
+    end = 0
+    while end < spec.steps:
+        ends = [(end // every + 1) * every for every in (spec.turn_steps, spec.evaluation_interval)]
+        ends += [count for count in (spec.warmup_steps, spec.steps) if count > end]
+        end = min(ends)
+        yield end
 
 
 def turns(stream: Iterator[StepResult], spec: RunSpec, synchronise: Callable[[], None]) -> Iterator[Turn]:

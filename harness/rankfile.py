@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import CorruptFileError
+from harness.errors import CorruptFileError, OptbenchError
 from harness.record import SCHEMA_VERSION
 from harness.sealed import number, read_bytes, seal, unseal
 from harness.versions import FutureVersionError, check_version
@@ -104,7 +104,7 @@ class RankWriter(LineWriter):
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         super().__init__(path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-        self._described: set[str] = set()
+        self._described: dict[str, tuple[MetricInfo, str]] = {}
         self._next_step: dict[str, int] = {}
 
     def begin(self, rank: int, world_size: int) -> None:
@@ -131,13 +131,14 @@ class RankWriter(LineWriter):
 
         Raises:
             ValueError: a series and its steps differ in length.
+            OptbenchError: two metrics of one name.
         """
         values: dict[str, float | int | None] = {}
         consecutive: dict[int, dict[str, list[float | int | None]]] = {}
         counted: dict[tuple[int, ...], dict[str, list[float | int | None]]] = {}
         for reading in readings:
             name = reading.info.name
-            self._describe(reading.info)
+            self._describe(reading)
             if reading.series is None:
                 values[name] = reading.value
             elif reading.steps is not None:
@@ -156,10 +157,17 @@ class RankWriter(LineWriter):
         if values:
             self.write("values", values=values)
 
-    def _describe(self, info: MetricInfo) -> None:
-        if info.name not in self._described:
+    def _describe(self, reading: Reading) -> None:
+        info = reading.info
+        sampled = "value" if reading.series is None else "every step" if reading.steps is None else "now and then"
+        known = self._described.get(info.name)
+        if known is None:
             self.write("metric", info=info.model_dump(mode="json"))
-            self._described.add(info.name)
+            self._described[info.name] = (info, sampled)
+        elif known != (info, sampled):
+            raise OptbenchError(
+                f"two metrics are called {info.name!r}; rename the one that evaluate() or your collector reports"
+            )
 
     def error(
         self, outcome: Outcome, reason: str, *, traceback: str | None = None, step: int | None = None

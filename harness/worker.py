@@ -16,6 +16,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -30,11 +31,11 @@ from harness.registry import COLLECTORS, OPTIMIZERS, WORKLOADS, strategy
 from harness.spec import RunSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import torch
 
-    from harness.interfaces import Batch, Collector, Engine, Workload
+    from harness.interfaces import Collector, Engine, Workload
     from harness.loop import Turn
     from harness.record import Outcome
 
@@ -148,7 +149,7 @@ class _Rank:
         self._writer.begin(self._rank, _number("WORLD_SIZE", 1))
         try:
             self._train()
-        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # whatever it was, it becomes a row
+        except BaseException as error:  # noqa: BLE001  # whatever it was, sys.exit() too, it becomes a row
             traceback.print_exc()
             outcome, reason = _cause(error)
             self._writer.error(outcome, reason, traceback=traceback.format_exc(), step=self._step)
@@ -164,12 +165,14 @@ class _Rank:
     def _train(self) -> None:
         import torch
 
+        from harness import contract
+
         spec = self._spec
         torch.set_num_threads(spec.threads or 1)
         world = _join(spec)
         torch.manual_seed(spec.seed)
         _exact_arithmetic()
-        workload: Workload = WORKLOADS.get(spec.workload)(size=spec.size, data=spec.data, **spec.workload_options)
+        workload = contract.construct(WORKLOADS.get(spec.workload), spec)
         engine = strategy(spec.strategy).start(workload, OPTIMIZERS.get(spec.optimizer), spec, world)
         if self._rank == 0:
             from harness.environment import capture
@@ -192,16 +195,20 @@ class _Rank:
         for collector in collectors:
             self._writer.readings(collector.stop())
         if self._rank == 0:
+            from harness.optimizers.construct import json_safe
+
             found: dict[str, Any] = getattr(workload, "facts", dict)()
-            self._writer.facts({**engine.facts(), "workload": found})
+            self._writer.facts({**engine.facts(), "workload": json_safe(found)})
         engine.close()
         if world.backend is not None:
             torch.distributed.destroy_process_group()
 
     def _steps(self, engine: Engine, workload: Workload, world: World, collectors: Sequence[Collector]) -> None:
+        from harness import contract
+
         spec = self._spec
         shard = DataShard(world.rank, world.size, spec.global_batch or 1, spec.accumulation, spec.seed)
-        batches: Iterator[Batch] = workload.batches(shard)
+        batches = contract.checked(workload.batches(shard), shard)
         gc.collect()
         gc.freeze()  # what exists by now stays: later collections need not walk it
         stream = steps(engine, batches, spec, world.device, collectors)
@@ -216,7 +223,7 @@ class _Rank:
             last = turn.end == spec.steps
             if not workload.traits.optimizer_only and (last or turn.end % spec.evaluation_interval == 0):
                 with engine.evaluating() as model:
-                    values = workload.evaluate(model)
+                    values = contract.evaluation(workload.evaluate(model))
                 for collector in collectors:
                     collector.evaluated(turn.end, self._train_time_s, values)
         for collector in collectors:
@@ -308,13 +315,31 @@ def _agree_that_finite(turn: Turn, world: World) -> None:
         raise DivergedError(f"the training loss is {worst[0]} in step {turn.first + index + 1} of the run")
 
 
+MAX_REASON = 1000
+"""Characters of a reason; the rest stands in the rank's log."""
+
+
+def shown(text: str) -> str:
+    """Return a message in one line of printable characters, shortened: a table shows it."""
+    line = "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
+    return line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}… (see the rank's log)"
+
+
+def _place(error: BaseException) -> str:
+    """Say where an exception was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" (in {frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+
+
 def _cause(error: BaseException) -> tuple[Outcome, str]:
     """Return outcome and reason for what ended the rank."""
-    reason = f"{type(error).__name__}: {error}".strip().removesuffix(":")
+    reason = f"{type(error).__name__}: {shown(str(error))}".strip().removesuffix(":") + _place(error)
     if isinstance(error, UnsupportedError):
         return "unsupported", str(error)
     if isinstance(error, DivergedError):
         return "diverged", str(error)
+    if isinstance(error, OptbenchError):
+        return "failed", shown(str(error))
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out_of_memory", reason
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's CPU allocator
@@ -324,10 +349,11 @@ def _cause(error: BaseException) -> tuple[Outcome, str]:
 
 
 def _leave(code: int) -> None:
-    """End a failed rank at once: a normal exit may wait for ranks that wait for this one."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code:
+    """End a rank that failed, or whose code left threads running, at once: a normal exit would wait for them."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # the code under test may have replaced it
+            stream.flush()
+    if code or any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         os._exit(code)
 
 

@@ -115,7 +115,7 @@ def facts(optimizer: torch.optim.Optimizer) -> dict[str, JsonValue]:
 
 def _group_facts(group: dict[str, Any]) -> JsonValue:
     parameters: list[Tensor] = group["params"]
-    settings = {key: json_safe(value) for key, value in group.items() if key not in {"params", "param_names"}}
+    settings = {str(key): json_safe(value) for key, value in group.items() if key not in {"params", "param_names"}}
     return {
         "tensors": len(parameters),
         "elements": sum(p.numel() for p in parameters),

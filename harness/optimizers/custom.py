@@ -81,6 +81,12 @@ class Custom:
         if missing:
             words = " ".join("--lr …" if name == "lr" else f"--set optimizer.{name}=…" for name in missing)
             return f"the constructor of {self.target} needs {', '.join(missing)}; add {words}"
+        if spec.lr is not None and not found.open_ended and "lr" not in {*found.required, *found.parameters}:
+            takes = ", ".join([*found.required, *found.parameters]) or "none"
+            return (
+                f"the constructor of {self.target} takes no lr (it takes: {takes}); "
+                "leave --lr out, and use --set optimizer.NAME=… for what it calls its learning rate"
+            )
         return None
 
     def options(self, machine: Machine) -> Mapping[str, JsonValue] | None:

@@ -51,6 +51,7 @@ class DDP:
         "bucket_cap_mb": 25,
         "gradient_as_bucket_view": False,
         "static_graph": False,
+        "find_unused_parameters": False,
     }
     one_rank = False
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from harness.contract import scalar_loss
 from harness.errors import UnsupportedError
 from harness.interfaces import OptimizerOnlyWorkload, Phase, StepResult
 from harness.optimizers.construct import facts as optimizer_facts
@@ -97,7 +98,7 @@ class TorchEngine:
                 self._forget_gradients()
             with self._without_reduction() if index < last else _nothing:
                 with self._autocast():
-                    loss = self._workload.loss(self._model, batch)
+                    loss = scalar_loss(self._workload.loss(self._model, batch))
                 loss = loss / len(micro_batches) if last else loss
                 mark(Phase.BACKWARD)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch declares no types for it

@@ -128,7 +128,7 @@ def test_a_target_that_is_not_met_is_unknown():
 def test_turns_cover_all_steps_and_end_at_warm_up_and_evaluations(count, turn, every, data):
     warmup = data.draw(st.integers(0, count - 1))
     run = spec(steps=count, turn_steps=turn, evaluate_every=every, warmup_steps=warmup)
-    ends = turn_ends(run)
+    ends = list(turn_ends(run))
     assert ends == sorted(set(ends))
     assert ends[-1] == count
     assert {e for e in range(1, count + 1) if e % every == 0} <= set(ends)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import CorruptFileError
+from harness.errors import CorruptFileError, OptbenchError
 from harness.interfaces import Reading
 from harness.rankfile import LineWriter, RankWriter, append_lines, read_rank_file
 from harness.record import SCHEMA_VERSION, Environment, MetricInfo
@@ -342,3 +342,18 @@ def test_a_link_a_pipe_and_a_folder_are_not_read(tmp_path: Path) -> None:
     for rank in (1, 2):
         with pytest.raises(CorruptFileError, match="no regular file"):
             read_rank_file(tmp_path / f"rank-{rank}.jsonl")
+
+
+def test_two_metrics_of_one_name_are_refused(tmp_path):
+    info = MetricInfo(name="train_loss", unit="1", better="lower")
+    writer = RankWriter(tmp_path / "rank-0.jsonl")
+    writer.readings([Reading(info, series=[1.0])])
+    for other in (
+        Reading(info, series=[2.0], steps=[1]),
+        Reading(info, value=2.0),
+        Reading(info.model_copy(update={"better": "neither"}), series=[2.0]),
+    ):
+        with pytest.raises(OptbenchError, match="two metrics are called 'train_loss'"):
+            writer.readings([other])
+    writer.readings([Reading(info, series=[3.0])])
+    writer.close()
