@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from harness import user_path
 from harness.errors import CorruptFileError, InvalidInputError, OptbenchError, Problem
 from harness.verbs import specs as options
 
@@ -30,6 +31,8 @@ WrongWords: type[Exception] = next(
 )
 """Raised for options that do not exist; typer comes with click's own class or with a copy of it."""
 
+INTERRUPTIONS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 DONE, FAILED, INVALID_INPUT, WRONG, INTERRUPTED = 0, 1, 2, 4, 130
 
 app = typer.Typer(
@@ -40,8 +43,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-output = Console(highlight=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+output = Console(highlight=False, emoji=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
 Results = Annotated[Path, typer.Option("--results", metavar="DIR", help="The store.")]
@@ -52,9 +55,10 @@ MachineFile = Annotated[
 
 def main() -> NoReturn:
     """Run a verb; every error that optbench raises on purpose becomes a message and an exit code."""
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _interrupt)
+    user_path.extend(otherwise=str(Path.cwd()))
+    for number in INTERRUPTIONS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it, or a shell's background job
+            signal.signal(number, _interrupt)
     try:
         code = app(standalone_mode=False)
     except typer.Exit as error:
@@ -88,6 +92,9 @@ def _explain(error: Exception) -> int:
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:
+    """End the work in hand; a second signal must not cut short what ends its processes."""
+    for number in INTERRUPTIONS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

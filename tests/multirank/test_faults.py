@@ -95,6 +95,45 @@ def test_faults_of_ranks_become_rows_with_reasons_and_the_sweep_goes_on(optbench
     assert record["metrics"]["train_loss"]["series"][-1] < record["metrics"]["train_loss"]["series"][0]
 
 
+def test_the_rank_that_left_is_blamed_and_not_the_one_that_lost_its_peer(optbench, tmp_path):
+    faults = {
+        "exits_quietly": "rank 1 exited with 0 before the run was over",
+        "calls_sys_exit": "rank 1, after 2 steps: SystemExit: 0 (in calls_sys_exit, faulty.py:",
+        "is_told_to_end": "rank 1 was killed by SIGTERM",
+        "torchrun_is_told_to_end": "torchrun was ended by SIGTERM, sent from outside",
+    }
+    ran = optbench.run(sweep(tmp_path, [faulty(fault, turn_steps=1) for fault in faults]), "--json")
+    rows = ran.json["runs"]
+    for row, words in zip(rows, faults.values(), strict=True):
+        assert row["outcome"] == "failed"
+        assert words in row["reason"]
+    assert nothing_left(optbench.results)
+
+
+def test_out_of_tree_code_that_lingers_breaks_or_is_sound(optbench, tmp_path):
+    runs = [
+        faulty("leaves_a_thread", timeout_s=60.0),
+        faulty("none", collectors=["timing", "faulty:BrokenCollector"]),
+        faulty("none", strategy="faulty:Replicas", strategy_options={"find_unused_parameters": True}),
+        {"optimizer": "faulty:OwnNameForTheRate", "lr": 0.1},
+        {"optimizer": "faulty:OwnNameForTheRate", "optimizer_options": {"learning_rate": 0.2}},
+    ]
+    rows = optbench.run(sweep(tmp_path, runs), "--json").json["runs"]
+    assert [row["outcome"] for row in rows] == ["completed", "failed", "completed", "unsupported", "completed"]
+    assert "the collector broke on purpose (in turn, faulty.py:" in rows[1]["reason"]
+    assert "takes no lr (it takes: learning_rate)" in rows[3]["reason"]
+    assert nothing_left(optbench.results)
+
+
+@pytest.mark.parametrize("name", ["nowhere:Strategy", "faulty:NotAnOptimizer", "faulty:Nothing"])
+def test_a_strategy_that_is_none_is_explained_before_anything_starts(optbench, name):
+    words = ["--workload", "faulty:Faulty", "--nproc", "2", "--optimizer", "sgd/forloop", "--strategy", name]
+    ran = optbench.run(*words)
+    assert ran.code == 2
+    assert f"strategy {name}: " in ran.err
+    assert "Traceback" not in ran.err
+
+
 @pytest.mark.parametrize("fault", ["hang", "fork_and_hang"])
 def test_a_hanging_rank_is_timed_out_with_the_stacks_of_all_ranks(optbench, tmp_path, fault):
     ran = optbench.run(sweep(tmp_path, [faulty(fault, timeout_s=12.0)]), "--json")
@@ -118,7 +157,9 @@ def test_ctrl_c_keeps_what_is_finished_and_resume_goes_on(optbench, tmp_path):
         text=True,
     )
     wait_for(lambda: len(ranks_that_began(optbench.results)) == 2)
-    process.send_signal(signal.SIGINT)
+    for _ in range(3):  # an impatient user's: none may cut the cleaning up short
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 130, out
     assert "--resume" in out
@@ -169,6 +210,11 @@ def test_no_rank_outlives_its_parents_killed_with_sigkill(optbench, tmp_path, vi
     wait_for(lambda: not processes.of_run(run_id), limit_s=10)
     (row,) = optbench("show", "--results", str(optbench.results), "--json").json["runs"]
     assert row["outcome"] == ("incomplete" if victim == "optbench" else "failed")
+    if victim == "torchrun":
+        assert (
+            "torchrun was ended by SIGKILL"
+            in optbench("show", run_id, "--json", "--results", str(optbench.results)).json["reason"]
+        )
 
 
 def test_a_read_only_results_folder_is_refused_before_anything_starts(optbench, tmp_path):

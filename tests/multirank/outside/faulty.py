@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
+import threading
 import time
 
 import torch
 from torch import nn
 
 from harness.interfaces import Target, WorkloadSize, WorkloadTraits
+from harness.strategies.torch import DDP
 
 
 class Faulty:
@@ -89,6 +92,24 @@ class Faulty:
     def exits(self):
         os._exit(7)
 
+    def exits_quietly(self):
+        os._exit(0)
+
+    def calls_sys_exit(self):
+        sys.exit(0)
+
+    def is_told_to_end(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    def torchrun_is_told_to_end(self):
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)
+
+    def leaves_a_thread(self):
+        threading.Thread(target=time.sleep, args=(3600,)).start()
+        sys.stdout = None  # nor must this rank's own standard output be needed to end it
+
     def fork_and_hang(self):
         if os.fork() == 0:  # a grandchild that leaves session and group must not outlive the run either
             os.setsid()
@@ -121,3 +142,36 @@ class Halving(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     p.add_(p.grad, alpha=-group["lr"] * group["damping"])
+
+
+class OwnNameForTheRate(torch.optim.SGD):
+    def __init__(self, params, learning_rate=0.1):
+        super().__init__(params, lr=learning_rate)
+
+
+class BrokenCollector:
+    """Raises between turns."""
+
+    def start(self, observed):
+        pass
+
+    def mark(self, phase, step):
+        pass
+
+    def observe(self, step, result):
+        pass
+
+    def turn(self):
+        raise RuntimeError("the collector broke on purpose")
+
+    def evaluated(self, step, train_time_s, values):
+        pass
+
+    def stop(self):
+        return ()
+
+
+class Replicas(DDP):
+    """A strategy from outside."""
+
+    name = "replicas"
