@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 VARIABLE = "OPTBENCH_USER_PATH"
 """Names the user's folder in the processes that optbench starts, which run with PYTHONSAFEPATH."""
@@ -12,9 +13,12 @@ VARIABLE = "OPTBENCH_USER_PATH"
 def extend(otherwise: str | None = None) -> None:
     """Append ``$OPTBENCH_USER_PATH`` to ``sys.path``, so that a ``workloads/`` of the user's hides nothing.
 
+    Our own folder goes before it: an editable install is found by a hook that Python asks after ``sys.path``.
+
     Args:
         otherwise: the folder, where the variable is not set.
     """
-    folder = os.environ.get(VARIABLE) or otherwise
-    if folder and folder not in sys.path:
-        sys.path.append(folder)
+    ours = str(Path(__file__).resolve().parents[1])
+    for folder in filter(None, [ours, os.environ.get(VARIABLE) or otherwise]):
+        if folder not in sys.path:
+            sys.path.append(folder)

@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _by_hand(plan: Path, results: Path) -> int:
     """Make the run's folder on rank 0, train, and let rank 0 write the manifest once all ranks ended."""
-    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     from harness.plan import read_plan_file
     from harness.store import Store
@@ -86,12 +87,15 @@ def _by_hand(plan: Path, results: Path) -> int:
         )
         return 2
     store = Store(results)
-    folder = [str(store.new_run(spec))] if rank == 0 else [""]
+    folder = str(store.new_run(spec)) if rank == 0 else ""
     if world_size > 1:
-        dist.init_process_group("gloo")  # for the folder's name only; the run makes its own group
-        dist.broadcast_object_list(folder)
-        dist.destroy_process_group()
-    run = Path(folder[0])
+        # Through torchrun's key-value store, which needs no process group beside the run's own.
+        shared, _, _ = next(rendezvous("env://"))
+        names = PrefixStore("optbench", shared)
+        if rank == 0:
+            names.set("folder", folder)
+        folder = names.get("folder").decode()
+    run = Path(folder)
     code = _Rank(spec, run).run()
     if rank == 0:
         _wait_for_ranks(run, world_size)
