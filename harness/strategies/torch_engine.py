@@ -78,7 +78,7 @@ class TorchEngine:
             loss = self._forward_backward(micro_batches, mark)
         mark(Phase.OPTIMIZER)
         norm = self._clip()
-        with self._operators.watching() if self._steps == 2 and self._spec.warmup_steps >= 2 else _nothing:
+        with self._operators.watching() if self._steps == min(2, self._spec.warmup_steps) else _nothing:
             self._optimizer.step()
         return StepResult(loss, norm)
 
