@@ -376,19 +376,12 @@ class Collector(Protocol):
     """Observes a run. Constructed without arguments.
 
     What it cannot find out it reports as None. An exception of its own ends the run as failed, and no other run:
-    numbers taken beside a broken observer are not to be trusted.
+    numbers taken beside a broken observer are not to be trusted. One that also has `MarksPhases.mark` or
+    `ObservesSteps.observe` is called within steps; the others cost a step nothing.
     """
 
     def start(self, observed: Observed) -> None:
         """Begin; called once, before the first step."""
-        ...
-
-    def mark(self, phase: Phase, step: int) -> None:
-        """Note that ``phase`` begins in step number ``step`` (from 0). Never synchronises, reads no file."""
-        ...
-
-    def observe(self, step: int, result: StepResult) -> None:
-        """Take what a step left behind, without touching the device."""
         ...
 
     def turn(self) -> Iterable[Reading]:
@@ -401,4 +394,22 @@ class Collector(Protocol):
 
     def stop(self) -> Iterable[Reading]:
         """Report what is known once the last step is done."""
+        ...
+
+
+@runtime_checkable
+class MarksPhases(Protocol):
+    """A collector that looks at the clock within steps."""
+
+    def mark(self, phase: Phase, step: int) -> None:
+        """Note that ``phase`` begins in step number ``step`` (from 0). Never synchronises, reads no file."""
+        ...
+
+
+@runtime_checkable
+class ObservesSteps(Protocol):
+    """A collector that looks at what each step leaves behind."""
+
+    def observe(self, step: int, result: StepResult) -> None:
+        """Take it, without touching the device."""
         ...

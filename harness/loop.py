@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.interfaces import Phase
+from harness.interfaces import MarksPhases, ObservesSteps, Phase
 from harness.schedule import factor
 
 if TYPE_CHECKING:
@@ -46,11 +46,13 @@ def steps(
     collectors: Sequence[Collector],
 ) -> Iterator[StepResult]:
     """Train one step at a time; everything between two steps is up to the caller."""
+    markers = [collector.mark for collector in collectors if isinstance(collector, MarksPhases)]
+    observers = [collector.observe for collector in collectors if isinstance(collector, ObservesSteps)]
     for step in range(spec.steps):
 
         def mark(phase: Phase, step: int = step) -> None:
-            for collector in collectors:
-                collector.mark(phase, step)
+            for each in markers:
+                each(phase, step)
 
         engine.set_lr(factor(spec.schedule, step, spec.steps))
         mark(Phase.DATA)
@@ -60,8 +62,8 @@ def steps(
         ]
         result = engine.train_step(micro_batches, mark)
         mark(Phase.END)
-        for collector in collectors:
-            collector.observe(step, result)
+        for each in observers:
+            each(step, result)
         yield result
 
 

@@ -342,14 +342,13 @@ def _cause(error: BaseException) -> tuple[Outcome, str]:
         return "unsupported", str(error)
     if isinstance(error, DivergedError):
         return "diverged", str(error)
-    if isinstance(error, OptbenchError):
+    if isinstance(error, OptbenchError):  # raised on purpose: its message needs no name of a class
         return "failed", shown(str(error))
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out_of_memory", reason
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's CPU allocator
         return "out_of_memory", reason
-    # An error that optbench raised on purpose needs no name of a class.
-    return "failed", str(error) if isinstance(error, OptbenchError) else reason
+    return "failed", reason
 
 
 def _leave(code: int) -> None:

@@ -14,7 +14,7 @@ from harness.record import MetricInfo
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from harness.interfaces import Observed, StepResult
+    from harness.interfaces import Observed
 
 
 def _count(name: str, **meaning: Any) -> MetricInfo:
@@ -44,9 +44,8 @@ class Stopwatch:
         self._began: float | None = None
         self._spent: float | None = None
 
-    def mark(self, *, begins: bool, ends_step: bool) -> None:
-        """Note that the phase, another phase or nothing begins now."""
-        now = time.perf_counter()
+    def mark(self, now: float, *, begins: bool, ends_step: bool) -> None:
+        """Note that the phase, another phase or nothing began at ``now`` (seconds of any clock)."""
         if self._began is not None:
             self._spent = (self._spent or 0.0) + now - self._began
         self._began = now if begins else None
@@ -74,6 +73,7 @@ class Compiler:
     """
 
     def __init__(self) -> None:
+        self._notes: list[tuple[Phase, float]] = []
         self._optimizer = Stopwatch()
         self._whole = Stopwatch()
         self._before = Counts()
@@ -84,16 +84,20 @@ class Compiler:
         self._before = counts() or Counts()
 
     def mark(self, phase: Phase, step: int) -> None:
-        """Note the instant where the optimizer's part, or a step that has no parts, begins or ends."""
-        over = phase is Phase.END
-        self._optimizer.mark(begins=phase is Phase.OPTIMIZER, ends_step=over)
-        self._whole.mark(begins=phase is Phase.WORK, ends_step=over)
+        """Note the instant; what it means is worked out between turns."""
+        self._notes.append((phase, time.perf_counter()))
 
-    def observe(self, step: int, result: StepResult) -> None:
-        """Nothing to take."""
+    def _work_out(self) -> None:
+        """Tell the stopwatches where the optimizer's part, or a step that has no parts, began and ended."""
+        notes, self._notes = self._notes, []
+        for phase, now in notes:
+            over = phase is Phase.END
+            self._optimizer.mark(now, begins=phase is Phase.OPTIMIZER, ends_step=over)
+            self._whole.mark(now, begins=phase is Phase.WORK, ends_step=over)
 
     def turn(self) -> Iterable[Reading]:
         """Note recompilations, of which torch remembers the last few only."""
+        self._work_out()
         self._note_recompiles(counts())
         return ()
 
@@ -102,6 +106,7 @@ class Compiler:
 
     def stop(self) -> Iterable[Reading]:
         """Report what was compiled since the start."""
+        self._work_out()
         now = counts()
         self._note_recompiles(now)
         separate = self._optimizer.durations

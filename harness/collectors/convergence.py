@@ -47,9 +47,6 @@ class Convergence:
         self._target = observed.workload.size(observed.spec.size).target
         self._better = observed.workload.metrics
 
-    def mark(self, phase: object, step: int) -> None:
-        """Nothing to note."""
-
     def observe(self, step: int, result: StepResult) -> None:
         """Keep the loss where it is."""
         if result.loss is not None:

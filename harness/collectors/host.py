@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from harness.cgroup import Throttling
-    from harness.interfaces import Observed, Phase, StepResult
+    from harness.interfaces import Observed, StepResult
 
 
 def _total(name: str, unit: str = "1") -> MetricInfo:
@@ -67,9 +67,6 @@ class Host:
         if self._speaks_for_node:
             self._times = system.cpu_times()
             self._throttling = cgroup.throttling()
-
-    def mark(self, phase: Phase, step: int) -> None:
-        """Nothing to note."""
 
     def observe(self, step: int, result: StepResult) -> None:
         """Count the steps."""

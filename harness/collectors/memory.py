@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from harness.interfaces import Category, Observed, Phase, StepResult
+    from harness.interfaces import Category, Observed, StepResult
 
     Span = tuple[int, int]  # addresses: the first byte, the one past the last
 
@@ -65,9 +65,6 @@ class Memory:
         self._observed = observed
         if observed.world.device.type != "cpu":
             _ask("reset_peak_memory_stats", observed.world.device)
-
-    def mark(self, phase: Phase, step: int) -> None:
-        """Nothing to note."""
 
     def observe(self, step: int, result: StepResult) -> None:
         """Count the steps."""

@@ -14,7 +14,7 @@ from harness.record import MetricInfo
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from harness.interfaces import Observed, Phase, StepResult
+    from harness.interfaces import Observed, StepResult
 
     Number = float | int | None
 
@@ -140,9 +140,6 @@ class NVML:
         self._gauge = Gauge(self._library, handle)
         self._energy = self._gauge.energy()
         self._note_power(self._gauge.power())
-
-    def mark(self, phase: Phase, step: int) -> None:
-        """Nothing to note."""
 
     def observe(self, step: int, result: StepResult) -> None:
         """Count the steps."""

@@ -15,7 +15,7 @@ from harness.record import MetricInfo
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from harness.interfaces import Observed, StepResult
+    from harness.interfaces import Observed
 
 PHASES = (Phase.DATA, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)
 
@@ -107,9 +107,6 @@ class Timing:
             self._started_unix_s = time.time()
         self._marks.append((phase, step))
         self._clock.note()
-
-    def observe(self, step: int, result: StepResult) -> None:
-        """Nothing to take."""
 
     def turn(self) -> Iterable[Reading]:
         """Report the turn's steps; a phase that the engine did not separate is unknown."""

@@ -63,7 +63,7 @@ class TorchEngine:
         groups = parameter_groups(self._module.named_parameters(), workload.traits)
         self._optimizer = optimizer.build(groups, spec)
         self._operators = StepOperators()
-        self._steps = 0
+        self._steps, self._factor = 0, 1.0
         self._module.train()
 
     def train_step(self, micro_batches: Sequence[Batch], mark: Callable[[Phase], None]) -> StepResult:
@@ -143,8 +143,10 @@ class TorchEngine:
         return torch.autocast(self._world.device.type, dtype=torch.bfloat16) if enabled else _nothing
 
     def set_lr(self, factor: float) -> None:
-        """Set every group's learning rate to ``factor`` times its peak."""
-        set_lr(self._optimizer, factor)
+        """Set every group's learning rate to ``factor`` times its peak, where that changes it."""
+        if factor != self._factor:
+            set_lr(self._optimizer, factor)
+            self._factor = factor
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[nn.Module]:

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -99,8 +100,8 @@ def test_a_step_without_phases_is_timed_as_a_whole(monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     watch = Stopwatch()
     for _ in range(3):
-        watch.mark(begins=True, ends_step=False)
-        watch.mark(begins=False, ends_step=True)
+        watch.mark(time.perf_counter(), begins=True, ends_step=False)
+        watch.mark(time.perf_counter(), begins=False, ends_step=True)
     assert watch.durations == [5.0, 1.0, 2.0]
 
 
@@ -109,7 +110,7 @@ def test_parts_of_a_phase_in_one_step_add_up(monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     watch = Stopwatch()
     for begins, ends in ((True, False), (False, False), (True, False), (False, True)):
-        watch.mark(begins=begins, ends_step=ends)
+        watch.mark(time.perf_counter(), begins=begins, ends_step=ends)
     assert watch.durations == [3.0]
 
 

