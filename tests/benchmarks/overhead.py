@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import random
 import statistics
 import subprocess
 import sys
@@ -59,28 +61,55 @@ def step_arms(workload: str, size: str, turn: int):
     return harness, bare, turn_end
 
 
-def measured_loop(workload: str = "cnn", size: str = "small", turns: int = 200, turn: int = 10) -> None:
-    """Print the ratio of a step in the measured loop to the same step in a bare loop."""
+def launch(workload: str, size: str, turns: int, turn: int) -> dict[str, float]:
+    """Compare harness's loop and a second bare loop with a bare loop, in alternating turns of one process."""
     harness, bare, turn_end = step_arms(workload, size, turn)
-    harness(), bare(), turn_end()
-    ratios, took, ends = [], [], []
-    for index in range(turns):
-        spent = {}
-        for arm in (harness, bare) if index % 2 else (bare, harness):
+    arms = {"harness": harness, "bare": bare, "bare again": bare}
+    for arm in arms.values():
+        arm()
+    turn_end()
+    spent: dict[str, list[float]] = {name: [] for name in arms}
+    order = list(arms)
+    for _ in range(turns):
+        random.shuffle(order)
+        for name in order:
             start = time.perf_counter()
-            arm()
-            spent[arm] = time.perf_counter() - start
-        ratios.append(spent[harness] / spent[bare])
-        took.append(spent[bare] / turn)
-        start = time.perf_counter()
+            arms[name]()
+            spent[name].append((time.perf_counter() - start) / turn)
         turn_end()
-        ends.append(time.perf_counter() - start)
-    middle = statistics.median((a + b) / 2 for a, b in itertools.combinations_with_replacement(ratios, 2))
-    print(
-        f"step in the measured loop / bare loop: {middle:.4f}  ({workload} {size}, bare step "
-        f"{statistics.median(took) * 1e3:.1f} ms, {turns} alternating turns of {turn}, Hodges-Lehmann)"
-    )
-    print(f"reading counters: {statistics.median(ends) * 1e3:.2f} ms a turn (outside the timed steps)")
+    return {
+        "harness": hodges_lehmann([h / b for h, b in zip(spent["harness"], spent["bare"], strict=True)]),
+        "bare again": hodges_lehmann([h / b for h, b in zip(spent["bare again"], spent["bare"], strict=True)]),
+        "bare_s": statistics.median(spent["bare"]),
+        "more_s": hodges_lehmann([h - b for h, b in zip(spent["harness"], spent["bare"], strict=True)]),
+    }
+
+
+def hodges_lehmann(values: list[float]) -> float:
+    """Return the median of the means of all pairs."""
+    return statistics.median((a + b) / 2 for a, b in itertools.combinations_with_replacement(values, 2))
+
+
+def launches(workload: str, size: str, turns: int, turn: int, count: int) -> list[dict[str, float]]:
+    """Return what so many fresh processes measured: one process has a bias that more steps don't remove."""
+    words = [sys.executable, __file__, "launch", workload, size, str(turns), str(turn)]
+    return [
+        json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        for _ in range(count)
+    ]
+
+
+def measured_loop(count: int = 5) -> None:
+    """Print what a step in the measured loop costs beside the same step in a bare loop."""
+    found = launches("cnn", "small", 80, 10, count)
+    for name, text in (("harness", "measured loop / bare loop"), ("bare again", "bare loop / bare loop")):
+        ratios = [each[name] for each in found]
+        listed = ", ".join(f"{ratio:.4f}" for ratio in ratios)
+        print(f"step, {text}: {statistics.mean(ratios):.4f}  ({listed})")
+    step = statistics.median(each["bare_s"] for each in found)
+    print(f"    cnn small, step {step * 1e3:.1f} ms, {count} launches of 80 rounds, random order, Hodges-Lehmann")
+    more = [each["more_s"] * 1e6 for each in launches("linear_regression", "small", 80, 50, count)]
+    print(f"harness's own time in a step: {statistics.mean(more):.0f} us  ({', '.join(f'{m:.0f}' for m in more)})")
 
 
 def whole_run(rounds: int = 5, steps: int = 30) -> None:
@@ -141,6 +170,10 @@ def start_up(rounds: int = 9) -> None:
 
 def main() -> None:
     """Print everything, or the parts named."""
+    if sys.argv[1:2] == ["launch"]:
+        workload, size, turns, turn = sys.argv[2:]
+        print(json.dumps(launch(workload, size, int(turns), int(turn))))
+        return
     parts = {"loop": measured_loop, "run": whole_run, "start": start_up}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="|".join(parts), help="default: all")
