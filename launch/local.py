@@ -151,15 +151,17 @@ def run(
     settings = environment(spec, folder.name, os.environ)
     log.write_text(f"$ {shlex.join(words)}\n")
     process = None
-    try:
-        process = processes.start(words, settings, log)
-        code = _watch(process, spec, folder, progress)
-    finally:
+    with contextlib.ExitStack() as stack:
         try:
-            processes.end(folder.name, process)
-        except KeyboardInterrupt:
-            processes.end(folder.name, process)
-            raise
+            process = processes.start(words, settings, log)
+            stack.enter_context(processes.guarded(folder.name))
+            code = _watch(process, spec, folder, progress)
+        finally:
+            try:
+                processes.end(folder.name, process)
+            except KeyboardInterrupt:
+                processes.end(folder.name, process)
+                raise
     if code is None:
         return Ended(
             "timed_out",

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 MARKER = "OPTBENCH_RUN_ID"
 """Environment variable that every process of a run inherits; found again by it, however it detached itself."""
@@ -43,6 +43,23 @@ def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> 
             start_new_session=True,
             preexec_fn=(lambda: _die_with(parent)) if sys.platform == "linux" else None,  # noqa: PLW1509  # one thread
         )
+
+
+@contextlib.contextmanager
+def guarded(run_id: str) -> Iterator[None]:
+    """Have a run's processes ended should this one be killed inside the context (see `launch.guardian`)."""
+    guardian = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(Path(__file__).with_name("guardian.py")), f"{MARKER}={run_id}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(BrokenPipeError):  # somebody ended it
+            guardian.communicate(b"x")
 
 
 def of_run(run_id: str) -> list[psutil.Process]:

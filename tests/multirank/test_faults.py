@@ -205,7 +205,8 @@ def test_no_rank_outlives_its_parents_killed_with_sigkill(optbench, tmp_path, vi
     if victim == "optbench":
         process.kill()
     else:
-        psutil.Process(process.pid).children()[0].kill()
+        torchrun = (p for p in psutil.Process(process.pid).children() if "torch.distributed.run" in p.cmdline())
+        next(torchrun).kill()
     process.wait(timeout=30)
     wait_for(lambda: not processes.of_run(run_id), limit_s=10)
     (row,) = optbench("show", "--results", str(optbench.results), "--json").json["runs"]
@@ -215,6 +216,22 @@ def test_no_rank_outlives_its_parents_killed_with_sigkill(optbench, tmp_path, vi
             "torchrun was ended by SIGKILL"
             in optbench("show", run_id, "--json", "--results", str(optbench.results)).json["reason"]
         )
+
+
+def test_a_grandchild_that_left_its_session_does_not_outlive_a_killed_optbench(optbench, tmp_path):
+    process = subprocess.Popen(
+        optbench.command("run", sweep(tmp_path, [faulty("fork_and_hang")]), "--results", str(optbench.results)),
+        cwd=optbench.cwd,
+        env=optbench.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: len(ranks_that_began(optbench.results)) == 1)
+    run_id = ranks_that_began(optbench.results)[0].name
+    wait_for(lambda: len(processes.of_run(run_id)) == 4)  # torchrun, two ranks and the grandchild
+    process.kill()
+    process.wait(timeout=30)
+    wait_for(lambda: not processes.of_run(run_id), limit_s=10)
 
 
 def test_a_read_only_results_folder_is_refused_before_anything_starts(optbench, tmp_path):
