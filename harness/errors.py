@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+NO_SPACE_EXIT_CODE = 74
+"""A rank's exit code when it could not write its results (sysexits.h: EX_IOERR): nothing else could tell."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong in what a user wrote.

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import user_path
-from harness.errors import DivergedError, InvalidInputError, OptbenchError, UnsupportedError
+from harness.errors import NO_SPACE_EXIT_CODE, DivergedError, InvalidInputError, OptbenchError, UnsupportedError
 from harness.interfaces import DataShard, Observed, World
 from harness.loop import steps, turns
 from harness.rankfile import RankWriter, read_rank_file
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from harness.record import Outcome
 
 PR_SET_PDEATHSIG = 1
-
-NO_SPACE_EXIT_CODE = 74
-"""When the results could not be written (sysexits.h: EX_IOERR)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import user_path
-from harness.errors import OptbenchError
+from harness.errors import NO_SPACE_EXIT_CODE, OptbenchError
 from harness.rankfile import read_rank_file
 from launch import memory_kills, processes
 
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 POLL_S = 0.25
 """Between two looks at a running world: rare enough not to disturb what it measures."""
-
-NO_SPACE_EXIT_CODE = 74
-"""A rank's exit code when it could not write its lines (sysexits.h: EX_IOERR)."""
 
 RANK_EXIT = re.compile(r"rank\s*:\s*(\d+) \(local_rank: \d+\)\s*exitcode\s*:\s*(-?\d+) \(pid: (\d+)\)")
 """A rank's end in the report that torchrun prints: rank, exit code, process id."""
