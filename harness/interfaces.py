@@ -190,8 +190,20 @@ class OptimizerTraits(BaseModel):
     default_lr: float | None = None
     """Peak learning rate unless the run names one: the algorithm's own; None: the constructor's."""
     state_dtypes: tuple[str, ...] = ("float32",)
+    """Of the state over fp32 parameters; a narrower one than float32 means that updates are rounded to it."""
     state_tensors: float = 0.0
     """Optimizer state in multiples of the parameters' elements, for the memory estimate: AdamW 2."""
+    state_bytes: float | None = None
+    """State in bytes a parameter's element where it is no float32: 2 for two moments in 8 bits. None: 4 for each
+    of ``state_tensors``, or as wide as the parameters where ``state_follows_parameters``."""
+    state_follows_parameters: bool = True
+    """Over bf16 parameters the state is bf16 too, as in torch.optim."""
+    parameter_dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    """Of parameters that it can step on."""
+    dtensor: Literal["yes", "no", "undeclared"] = "yes"
+    """Whether it steps on DTensors, the shards of fsdp2; kernels that read raw addresses don't."""
+    capturable: bool = False
+    """The step can be captured in a CUDA graph (on CUDA)."""
     kernels: tuple[str, ...] = ()
     """Kernels compiled on first use, as ``harness.kernels`` names them; such cells run last."""
 
@@ -217,6 +229,13 @@ class Optimizer(Protocol):
         """Construct it over the groups, every flag explicit."""
         ...
 
+    def deepspeed_config(self, spec: RunSpec) -> Mapping[str, JsonValue] | None:
+        """Return the ``optimizer`` section of a DeepSpeed config that makes DeepSpeed construct this very code.
+
+        None: the strategy builds it and passes it in as a client optimizer. Where the method is absent: None.
+        """
+        ...
+
     def disproved(self, optimizer: torch.optim.Optimizer) -> str | None:
         """After the warm-up: why what ran is not what the name says (nothing was compiled, say), or None."""
         ...
@@ -237,7 +256,10 @@ class Phase(enum.Enum):
     """Nothing: the step is over."""
 
 
-Category = Literal["parameters", "gradients", "master", "state", "buffers"]
+Category = Literal["parameters", "gradients", "master", "state", "buffers", "communication"]
+"""What an engine can claim for its tensors. Of memory that several claim, the first named in this order counts."""
+
+Collective = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "reduce"]
 
 
 @dataclass(frozen=True)
@@ -315,7 +337,11 @@ class Engine(Protocol):
 
 
 class Strategy(Protocol):
-    """How a model is spread over ranks."""
+    """How a model is spread over ranks.
+
+    One that also has ``partitioned``, a tuple of categories, holds a share of those on each rank: the memory
+    estimate knows. One that also has ``kernels(spec)`` needs those compiled, beside the optimizer's.
+    """
 
     name: str
     options: Mapping[str, JsonValue]
@@ -326,11 +352,54 @@ class Strategy(Protocol):
     def unsupported(
         self, spec: RunSpec, workload: WorkloadTraits, optimizer: OptimizerTraits, machine: Machine
     ) -> str | None:
-        """Return why this cell cannot run and what would fix it, or None."""
+        """Return why this cell cannot run and what would fix it, or None.
+
+        The precision is among what it decides; what no strategy can do on that device (fp16 on a CPU) or the
+        optimizer cannot step on is refused before it is asked (`harness.precision`).
+        """
         ...
 
     def start(self, workload: Workload, optimizer: Optimizer, spec: RunSpec, world: World) -> Engine:
         """Build, initialise and wrap the model and its optimizer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What theory says of one rank's step, to stand beside what was measured.
+
+    Attributes:
+        held_bytes: the largest number of bytes of each category at any time of a step. A category that is left out
+            is not predicted.
+        payload_bytes: bytes of the tensors handed to each collective in one step: of the whole (unsharded) tensor
+            for all-reduce, broadcast, all-gather (its output) and reduce-scatter (its input).
+    """
+
+    held_bytes: Mapping[Category, float]
+    payload_bytes: Mapping[Collective, float]
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """A strategy that knows its own partition rule."""
+
+    def predict(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        spec: RunSpec,
+        optimizer: OptimizerTraits,
+        world: World,
+        blocks: tuple[str, ...],
+    ) -> Prediction:
+        """Return what rank ``world.rank`` holds and sends.
+
+        Args:
+            shapes: of the trainable parameters, by name, in the model's order.
+            spec: with every default resolved.
+            optimizer: for its state.
+            world: the rank, and how many there are.
+            blocks: names of the submodules that are sharded one by one.
+        """
         ...
 
 

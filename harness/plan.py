@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness import precision
 from harness.errors import InvalidInputError, Problem
 from harness.interfaces import Target, WorkloadSize, WorkloadTraits
 from harness.registry import OPTIMIZERS, STRATEGIES, WORKLOADS, is_target, static_traits, strategy
 from harness.spec import OPTION_TABLES, RunSpec, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from harness.interfaces import Optimizer, Strategy
@@ -24,8 +25,8 @@ PLAN_SCHEMA_VERSION = 1
 PLURALS = {"workload": WORKLOADS.plural, "optimizer": OPTIMIZERS.plural, "strategy": STRATEGIES.plural}
 """The word of ``optbench list`` for each field that has a table of options."""
 
-BYTES_PER_ELEMENT = 4
-"""Parameters, gradients and optimizer state are float32."""
+BYTES_OF = {"float32": 4, "bfloat16": 2}
+"""Of an element."""
 
 PROCESS_BYTES = 350 * 2**20
 """What a rank holds before it builds a model: the interpreter and torch's libraries (measured, CPU build)."""
@@ -165,15 +166,17 @@ def _cell(index: int, where: str, spec: RunSpec, machine: Machine, available_byt
         problems.append(Problem(f"{where}.data", f"{spec.workload} reads no data file", "leave data out"))
     if problems:
         raise InvalidInputError(problems)
-    estimate = estimated_bytes(spec, traits, optimizer)
+    estimate = estimated_bytes(spec, traits, optimizer, getattr(chosen, "partitioned", ()))
+    needs: Callable[[RunSpec], Sequence[str]] = getattr(chosen, "kernels", lambda _spec: ())
     return Cell(
         index=index,
         spec=spec,
         unsupported=_too_few_devices(spec, machine)
+        or precision.unsupported(spec, optimizer.traits, machine)
         or chosen.unsupported(spec, traits, optimizer.traits, machine)
         or optimizer.unsupported(spec, traits, machine)
         or _too_large(spec, estimate, machine, available_bytes),
-        kernels=optimizer.traits.kernels,
+        kernels=tuple(dict.fromkeys((*optimizer.traits.kernels, *needs(spec)))),
         estimated_bytes=estimate,
     )
 
@@ -272,17 +275,36 @@ def _too_few_devices(spec: RunSpec, machine: Machine) -> str | None:
     return f"needs {needed} accelerators, {present} present; {fewer}"
 
 
-def estimated_bytes(spec: RunSpec, traits: WorkloadTraits, optimizer: Optimizer) -> int:
+def estimated_bytes(
+    spec: RunSpec, traits: WorkloadTraits, optimizer: Optimizer, partitioned: Collection[str] = ()
+) -> int:
     """Return roughly what all ranks together will hold: parameters, gradients, state, activations, processes.
 
     The step's temporaries count as one copy of the parameters, which foreach takes and others stay below.
+
+    Args:
+        spec: with every default resolved.
+        traits: the workload's.
+        optimizer: for its state.
+        partitioned: categories of which a rank holds its share only.
     """
     size, ranks = traits.size(spec.size), spec.world_size or 1
-    copies = 3 + optimizer.traits.state_tensors + (2 if traits.optimizer_only else 0)
+    width = BYTES_OF[precision.model_dtype(spec.precision)]
+    stepped = BYTES_OF[precision.stepped_dtype(spec.precision)]
+    state = optimizer.traits.state_bytes
+    if state is None:
+        state = optimizer.traits.state_tensors * (stepped if optimizer.traits.state_follows_parameters else 4)
+    held = {
+        "parameters": width,
+        "gradients": width,
+        "master": stepped if spec.precision == "bf16-master" else 0,
+        "state": state,
+        "temporaries": stepped + (2 * width if traits.optimizer_only else 0),
+    }
+    share = ranks if "state" in partitioned else 1
+    copies = sum(bytes_ / (share if name in {*partitioned, "temporaries"} else 1) for name, bytes_ in held.items())
     samples = (spec.global_batch or 1) / spec.accumulation / ranks
-    rank = (
-        PROCESS_BYTES + copies * size.parameters * BYTES_PER_ELEMENT + samples * size.activation_bytes_per_sample
-    )
+    rank = PROCESS_BYTES + copies * size.parameters + samples * size.activation_bytes_per_sample
     return int(rank * ranks)
 
 

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16", "bf16-pure", "bf16-master", "fp16"]
+"""How numbers are held and multiplied.
+
+``fp32``: all of it, no TF32. ``tf32``: matrix products and convolutions in TF32 (CUDA). ``bf16``: autocast over
+fp32 parameters. ``bf16-pure``: parameters, gradients and what the optimizer keeps in bf16. ``bf16-master``: bf16
+parameters and gradients, updates applied to fp32 master weights. ``fp16``: autocast with a gradient scaler.
+"""
 Schedule = Literal["constant", "warmup-cosine"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

@@ -172,7 +172,7 @@ class _Rank:
         torch.set_num_threads(spec.threads or 1)
         world = _join(spec)
         torch.manual_seed(spec.seed)
-        _exact_arithmetic()
+        _arithmetic(spec)
         workload = contract.construct(WORKLOADS.get(spec.workload), spec)
         engine = strategy(spec.strategy).start(workload, OPTIMIZERS.get(spec.optimizer), spec, world)
         if self._rank == 0:
@@ -254,13 +254,14 @@ def _join(spec: RunSpec) -> World:
     return World(rank, size, local_rank, device, backend)
 
 
-def _exact_arithmetic() -> None:
-    """Fp32 means fp32: no TF32 in matrix products or convolutions."""
+def _arithmetic(spec: RunSpec) -> None:
+    """Fp32 means fp32: TF32 in matrix products and convolutions under ``tf32`` only."""
     import torch
 
-    torch.set_float32_matmul_precision("highest")
+    tf32 = spec.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     if torch.cuda.is_available():
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 def _synchroniser(device: torch.device) -> Any:

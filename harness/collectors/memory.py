@@ -34,6 +34,7 @@ CATEGORIES: dict[Category, MetricInfo] = {
     "master": _bytes("master_weight_bytes"),
     "state": _bytes("optimizer_state_bytes"),
     "buffers": _bytes("buffer_bytes"),
+    "communication": _bytes("communication_buffer_bytes"),
 }
 """Exact and this rank's own. Memory that two categories share is counted for the first of them, in this order."""
 

@@ -55,6 +55,7 @@ class Custom:
             algorithm=self.target.partition(":")[2].rpartition(".")[2],
             granularity="undeclared",
             sparse_gradients="undeclared",
+            dtensor="undeclared",
             closure=closure,
             state_tensors=2,  # a guess for the memory estimate: as much as Adam
         )
@@ -120,6 +121,11 @@ class Custom:
                 f"{self.target}({written}) raised {type(error).__name__}: {error}; "
                 "set arguments with --lr and --set optimizer.NAME=…"
             ) from error
+
+    def deepspeed_config(self, spec: RunSpec) -> Mapping[str, JsonValue] | None:
+        """Return None: the strategy builds it and passes it in as a client optimizer."""
+        del spec
+        return None
 
     def disproved(self, optimizer: torch.optim.Optimizer) -> str | None:
         """Return None: it claims nothing."""

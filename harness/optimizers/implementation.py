@@ -85,6 +85,11 @@ class Implementation:
         """Construct it over the groups, every flag explicit."""
         raise NotImplementedError
 
+    def deepspeed_config(self, spec: RunSpec) -> Mapping[str, JsonValue] | None:
+        """Return None: the strategy builds it and passes it in as a client optimizer."""
+        del spec
+        return None
+
     def disproved(self, optimizer: torch.optim.Optimizer) -> str | None:
         """Return None: what ran is the class that was constructed."""
         del optimizer

@@ -48,7 +48,10 @@ Optimizer = Annotated[
 Strategy = Annotated[
     list[str] | None, typer.Option(metavar="S", help="Default: single; all: optbench list strategies. Repeatable.")
 ]
-Precision = Annotated[list[str] | None, typer.Option(metavar="P", help="fp32 or bf16. Repeatable.")]
+Precision = Annotated[
+    list[str] | None,
+    typer.Option(metavar="P", help="fp32, tf32, bf16, bf16-pure, bf16-master or fp16. Repeatable."),
+]
 Nproc = Annotated[
     list[int] | None,
     typer.Option(

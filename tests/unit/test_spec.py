@@ -38,7 +38,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "optimizer_options": options,
     "strategy": words,
     "strategy_options": options,
-    "precision": st.sampled_from(["fp32", "bf16"]),
+    "precision": st.sampled_from(["fp32", "tf32", "bf16", "bf16-pure", "bf16-master", "fp16"]),
     "device": st.sampled_from(["cpu", "accelerator"]),
     "world_size": st.integers(1, 4096),
     "threads": st.integers(1, 256),
@@ -198,7 +198,8 @@ def test_every_error_of_one_cell_is_reported(tmp_path: Path) -> None:
     assert found == {
         "runs[0].optimizer": "is missing | add optimizer = …",
         "runs[0].steps": "Input should be greater than or equal to 1, found 0 | None",
-        "runs[0].precision": "Input should be 'fp32' or 'bf16', found 'fp64' | None",
+        "runs[0].precision": "Input should be 'fp32', 'tf32', 'bf16', 'bf16-pure', 'bf16-master' or 'fp16', "
+        "found 'fp64' | None",
         "runs[0].lr": "Input should be greater than or equal to 0, found -1.0 | None",
         "runs[0].timeout_s": "Input should be a finite number, found inf | None",
         "runs[0].seed": "Input should be a valid integer, found 1.5 | None",
