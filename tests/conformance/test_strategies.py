@@ -1,0 +1,246 @@
+"""Every strategy trains what ``single`` trains: the whole grid of the registries, in real torchrun worlds.
+
+Cells of one world size share a world. A cell that the plan refuses must say why; any other must train, and its
+losses must be those of one rank with the same global batch. ``pytest -m exhaustive`` tries every optimizer under
+every variation and on four ranks too.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+import worlds
+
+from harness import kernels, probe
+from harness.plan import plan
+from harness.registry import OPTIMIZERS, STRATEGIES, strategy
+from harness.spec import RunSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+pytestmark = pytest.mark.timeout(3600)
+
+STEPS, FEW = 20, 3
+CLIP = 0.5
+
+BOUND = 1e-5
+"""Largest relative difference of a loss from ``single``'s, element-wise algorithms in fp32."""
+
+MUON_BOUND = 2e-3
+"""torch's Muon iterates in bfloat16, where another order of additions is another rounding."""
+
+QUANTISED_BOUND = {
+    # Blocks of the quantisation are cut from what a strategy hands over: a flat partition or a shard has others.
+    "uint8": 2e-3,
+    "int8": 2e-3,
+    "float8_e4m3fn": 2e-3,
+    "uint4": 1e-2,
+    "int4": 1e-2,
+    "bfloat16": 1e-2,
+}
+"""By the narrowest dtype of the optimizer's state."""
+
+PRECISION_BOUND = {"bf16": 2e-2, "bf16-pure": 3e-2, "bf16-master": 2e-2}
+"""bfloat16 keeps 8 bits: a rounding is 4e-3 of a value, and shards and micro-batches round in another order."""
+
+
+@functools.cache
+def machine():
+    return probe.machine((), (), print)
+
+
+def cell(optimizer: str, name: str, ranks: int, **fields) -> RunSpec:
+    fields = {"steps": STEPS, "warmup_steps": 2, "schedule": "warmup-cosine", **fields}
+    if OPTIMIZERS.get(optimizer).traits.closure:
+        # Twenty evaluations a step at its own rate of 1 amplify every rounding; clipped, it diverges.
+        fields |= {"steps": FEW, "warmup_steps": 1, "lr": 0.1, "clip_norm": None}
+    return RunSpec(
+        workload="tiny:Tiny", optimizer=optimizer, strategy=name, world_size=ranks, device="cpu", **fields
+    )
+
+
+def planned(specs: Iterable[RunSpec]):
+    return plan(list(specs), machine()).cells
+
+
+def distributed() -> list[str]:
+    return [name for name in STRATEGIES.names() if not strategy(name).one_rank]
+
+
+def compiles(name: str) -> bool:
+    """Say whether a cell of it spends most of its time in the compiler."""
+    return name.endswith("/compiled") or "torchao" in name
+
+
+def kind(name: str) -> tuple[str, str, tuple[str, ...]]:
+    """Return what makes an optimizer unlike others: its code's family, its granularity, how its state is kept."""
+    optimizer = OPTIMIZERS.get(name)
+    return (type(optimizer).__module__, optimizer.traits.granularity, optimizer.traits.state_dtypes)
+
+
+def typical() -> list[str]:
+    """Return every implementation of AdamW, and the first optimizer of each further kind."""
+    seen = set()
+    chosen = []
+    for name in OPTIMIZERS.names():
+        if name.startswith("adamw/") or kind(name) not in seen:
+            seen.add(kind(name))
+            chosen.append(name)
+    return chosen
+
+
+def reference(spec: RunSpec) -> RunSpec:
+    """Return the cell whose losses this one must repeat."""
+    optimizer = OPTIMIZERS.get(spec.optimizer)
+    changes = {"world_size": 1, "accumulation": 1, "strategy": "single", "strategy_options": {}, "threads": 1}
+    config = getattr(optimizer, "deepspeed_config", None)
+    if spec.strategy.startswith("zero") and optimizer.traits.granularity == "matrix" and config and config(spec):
+        changes |= {"strategy": "zero0", "world_size": spec.world_size, "accumulation": spec.accumulation}
+    return spec.model_copy(update=changes)
+
+
+def bound(spec: RunSpec) -> float:
+    traits = OPTIMIZERS.get(spec.optimizer).traits
+    bounds = [QUANTISED_BOUND[dtype] for dtype in traits.state_dtypes if dtype in QUANTISED_BOUND]
+    if traits.granularity == "matrix":
+        bounds.append(MUON_BOUND)
+    return max([PRECISION_BOUND.get(spec.precision, BOUND), *bounds])
+
+
+def difference(losses: Sequence[float], expected: Sequence[float]) -> float:
+    assert len(losses) == len(expected)
+    assert all(map(math.isfinite, [*losses, *expected]))
+    return max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
+
+
+def trained(specs: Sequence[RunSpec]) -> list[tuple[worlds.Ran, worlds.Ran]]:
+    """Train cells and what they are compared with; return both."""
+    needed = {reference(spec).model_dump_json(): reference(spec) for spec in specs}
+    wanted = {kernel for spec in specs for kernel in OPTIMIZERS.get(spec.optimizer).traits.kernels}
+    wanted |= {
+        kernel for spec in specs for kernel in getattr(strategy(spec.strategy), "kernels", lambda _: ())(spec)
+    }
+    kernels.ensure(sorted(wanted), print, "cpu")
+    ran = worlds.run([*needed.values(), *specs], limit_s=3000)
+    references = dict(zip(needed, ran, strict=False))
+    return [(each, references[reference(each.spec).model_dump_json()]) for each in ran[len(needed) :]]
+
+
+def faults(specs: Iterable[RunSpec]) -> list[str]:
+    """Return a line for each cell that neither trains rightly nor says why it can't."""
+    cells = planned(specs)
+    mute = [f"{each.spec.optimizer} {each.spec.strategy}: no remedy" for each in cells if each.unsupported == ""]
+    found = list(mute)
+    for ran, expected in trained([each.spec for each in cells if each.unsupported is None]):
+        if ran.outcome == "unsupported" and ran.reason:
+            continue
+        if ran.outcome != "completed":
+            found.append(f"{ran}: {ran.outcome}: {ran.reason}")
+        elif expected.outcome != "completed":
+            found.append(f"{ran}: trains, but its reference does not: {expected}: {expected.reason}")
+        else:
+            largest = difference(ran.losses, expected.losses)
+            if not largest <= bound(ran.spec):
+                found.append(f"{ran}: losses {largest:.1e} from {expected}, bound {bound(ran.spec):.0e}")
+            found += unlike_norms(ran, expected)
+    return found
+
+
+def unlike_norms(ran: worlds.Ran, expected: worlds.Ran) -> list[str]:
+    """Say where clipping saw another norm than one rank does."""
+    if ran.spec.clip_norm is None:
+        return []
+    pairs = list(zip(ran.ranks[0]["norms"], expected.ranks[0]["norms"], strict=True))
+    if any(norm is None for pair in pairs for norm in pair):
+        return [] if OPTIMIZERS.get(ran.spec.optimizer).traits.closure else [f"{ran}: no gradient norm"]
+    largest = max(abs(a - b) / abs(b) for a, b in pairs)
+    limit = max(10 * bound(ran.spec), 1e-4)
+    return [f"{ran}: gradient norms {largest:.1e} from {expected}"] if largest > limit else []
+
+
+def test_every_strategy_trains_the_same_curve_as_one_rank():
+    specs = []
+    for name in typical():
+        for way in distributed():
+            specs.append(cell(name, way, 2))
+            if not compiles(name):
+                specs.append(cell(name, way, 2, accumulation=4, clip_norm=CLIP))
+    assert faults(specs) == []
+
+
+def test_one_rank_in_a_world_of_its_own_trains_the_same_curve():
+    assert faults(cell("adamw/foreach", way, 1, clip_norm=CLIP) for way in distributed()) == []
+
+
+def test_muon_is_exact_once_its_iteration_is():
+    """Its distance from one rank is rounding, and not another algorithm."""
+    specs = [cell("muon/forloop", way, 2) for way in distributed()]
+    able = [each.spec for each in planned(specs) if each.unsupported is None]
+    alone, *rest = worlds.run([reference(able[0]), *able], patch="muon-fp32")
+    far = {str(ran): difference(ran.losses, alone.losses) for ran in rest if ran.outcome == "completed"}
+    assert far
+    assert all(found <= BOUND for found in far.values()), far
+
+
+def test_every_other_cell_trains_or_says_why_not():
+    first = set(typical())
+    names = [name for name in OPTIMIZERS.names() if name not in first and not compiles(name) and ":" not in name]
+    assert faults(cell(name, way, 2, steps=FEW, warmup_steps=1) for name in names for way in distributed()) == []
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "bf16-pure", "bf16-master", "fp16"])
+def test_every_precision_trains_or_says_why_not(precision):
+    names = [name for name in typical() if not compiles(name)]
+    specs = [
+        cell(name, way, 2, steps=FEW, warmup_steps=1, precision=precision)
+        for name in names
+        for way in distributed()
+    ]
+    assert faults(specs) == []
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize(("accumulation", "clip_norm"), [(1, None), (1, CLIP), (4, None), (4, CLIP)])
+def test_every_optimizer_under_every_strategy(ranks, accumulation, clip_norm):
+    specs = [
+        cell(name, way, ranks, accumulation=accumulation, clip_norm=clip_norm)
+        for name in OPTIMIZERS.names()
+        for way in distributed()
+    ]
+    assert faults(specs) == []
+
+
+def shares(ran: worlds.Ran, category: str) -> list[int]:
+    return [rank["elements"].get(category, 0) for rank in ran.ranks]
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
+def test_optimizer_state_is_held_by_the_strategys_own_rule(ranks):
+    """Summed over ranks it is what one rank holds; a rank's share is what the strategy predicts for it."""
+    names = [
+        name for name in ("adamw/foreach", "sgd-momentum/foreach", "adamw/deepspeed") if name in OPTIMIZERS.names()
+    ]
+    specs = [cell(name, way, ranks, steps=FEW, warmup_steps=1) for name in names for way in distributed()]
+    wrong = []
+    for ran, expected in trained([each.spec for each in planned(specs) if each.unsupported is None]):
+        if ran.outcome != "completed":
+            continue
+        whole = shares(expected, "state")[0] or OPTIMIZERS.get(ran.spec.optimizer).traits.state_tensors * 62336
+        parted = "state" in getattr(strategy(ran.spec.strategy), "partitioned", ())
+        held = sum(shares(ran, "state")) if parted else max(shares(ran, "state"))
+        if not whole <= held <= 1.1 * whole:  # a little more is padding
+            wrong.append(f"{ran}: {held} elements of state, {whole} on one rank")
+        for number, rank in enumerate(ran.ranks):
+            if rank["predicted"] is None:
+                wrong.append(f"{ran}: no prediction")
+                continue
+            for category in ("parameters", "gradients", "state", "master"):
+                told, seen = rank["predicted"]["held_bytes"].get(category), rank["held_bytes"].get(category, 0)
+                if told and category != "gradients" and abs(seen - told) > 0.1 * told:
+                    wrong.append(f"{ran}: rank {number} holds {seen} bytes of {category}, predicted {told}")
+    assert wrong == []
