@@ -112,8 +112,14 @@ def measured_loop(count: int = 5) -> None:
     print(f"harness's own time in a step: {statistics.mean(more):.0f} us  ({', '.join(f'{m:.0f}' for m in more)})")
 
 
-def whole_run(rounds: int = 5, steps: int = 30) -> None:
+def whole_run() -> None:
     """Print the ratio of ``optbench run`` to a hand-written torchrun script that trains the same."""
+    for strategy in ("ddp", "fsdp2"):
+        run_of(strategy)
+
+
+def run_of(strategy: str, rounds: int = 5, steps: int = 30) -> None:
+    """Print it for one strategy."""
     ratios, hand_times = [], []
     with tempfile.TemporaryDirectory() as folder:
         ours = [
@@ -128,7 +134,7 @@ def whole_run(rounds: int = 5, steps: int = 30) -> None:
             "--optimizer",
             "adamw/foreach",
             "--strategy",
-            "ddp",
+            strategy,
             "--nproc",
             "2",
             "--steps",
@@ -138,7 +144,8 @@ def whole_run(rounds: int = 5, steps: int = 30) -> None:
             "--results",
             folder,
         ]
-        hand = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(HAND_WRITTEN), str(steps)]
+        hand = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(HAND_WRITTEN)]
+        hand += [str(steps), strategy]
         for index in range(rounds + 1):
             spent = {}
             for name, command in (
@@ -152,7 +159,7 @@ def whole_run(rounds: int = 5, steps: int = 30) -> None:
                 hand_times.append(spent["hand"])
     print(
         f"optbench run / hand-written torchrun script: {statistics.median(ratios):.3f}  "
-        f"(two ranks, gpt nano, {steps} steps, hand-written {statistics.median(hand_times):.1f} s, "
+        f"({strategy}, two ranks, gpt nano, {steps} steps, hand-written {statistics.median(hand_times):.1f} s, "
         f"{rounds} rounds: {', '.join(f'{r:.2f}' for r in ratios)})"
     )
 
