@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import torch
     from pydantic import JsonValue
@@ -36,6 +36,8 @@ def torch_groups(groups: Sequence[ParamGroup], lr: float, weight_decay: float | 
     """
     merged: dict[tuple[float, float | None], list[Tensor]] = {}
     for group in groups:
+        if not group.parameters:  # another rank's
+            continue
         decay = weight_decay
         if decay is not None and not (group.decay and group.role != "sparse"):
             decay = 0.0
@@ -58,10 +60,14 @@ def construct(
     """
     groups = [dict(each) if isinstance(each, dict) else each for each in params]
     optimizer = cls(groups, **arguments)
-    received = {**_defaults(cls), **arguments}
-    setattr(optimizer, _ARGUMENTS, {name: json_safe(value) for name, value in received.items()})
-    remember_peak(optimizer)
+    note_arguments(optimizer, {**_defaults(cls), **arguments})
     return optimizer
+
+
+def note_arguments(optimizer: torch.optim.Optimizer, arguments: Mapping[str, Any]) -> None:
+    """Note what a constructor got, and its peak rates; for one that a library calls itself, use it afterwards."""
+    setattr(optimizer, _ARGUMENTS, {name: json_safe(value) for name, value in arguments.items()})
+    remember_peak(optimizer)
 
 
 def _defaults(cls: Callable[..., Any]) -> dict[str, Any]:

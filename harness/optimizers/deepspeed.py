@@ -54,6 +54,7 @@ class DeepSpeed(Implementation):
         target: ``module:Class``.
         arguments: translates hyperparameters.
         devices: torch device types whose tensors it takes.
+        type: what DeepSpeed's config calls it; None: nothing there constructs this class.
         more: further arguments of `Implementation`.
     """
 
@@ -64,26 +65,57 @@ class DeepSpeed(Implementation):
         target: str,
         arguments: Arguments,
         devices: tuple[str, ...],
+        type: str | None = None,  # noqa: A002  # the config's own word
         **more: Any,
     ) -> None:
         super().__init__(ALGORITHMS[algorithm], word, target, **more)
         self._arguments = arguments
         self._devices = devices
+        self._type = type
 
     def unavailable(self, spec: RunSpec, machine: Machine) -> str | None:
         """Return what is missing: the package, the kernel for this device, or what compiles it."""
-        if machine.packages.get("deepspeed") is None:
-            return f"DeepSpeed is not installed; {_INSTALL}"
+        absent = not_installed(machine)
+        if absent is not None:
+            return absent
         found = machine.families.get("deepspeed", {})
-        if found.get("error") is not None:
-            return f"DeepSpeed cannot be imported: {found['error']}; {_INSTALL}"
         device = device_type(spec, machine)
-        if device not in self._devices:
-            others = [name for name in OPTIMIZERS if name.startswith(f"{self.algorithm.name}/")]
-            others = [name for name in others if device in OPTIMIZERS[name]._devices]  # noqa: SLF001  # our class
+        if offloads(spec) and not self._on_host:
+            others = self._others(lambda other: other._on_host)  # noqa: SLF001  # our class
+            return (
+                f"{spec.strategy} steps in host memory, where DeepSpeed puts another class in the place of "
+                f"{self._class_name}; {f'use {others[0]}' if others else 'use a strategy without offload'}"
+            )
+        stepped = "cpu" if offloads(spec) else device
+        if stepped not in self._devices:
+            others = self._others(lambda other: device in other._devices)  # noqa: SLF001  # our class
             instead = f"use {others[0]}" if others else f"run it on a machine with a {self._devices[0]} device"
             return f"DeepSpeed's {self._class_name} works on {' and '.join(self._devices)} only; {instead}"
         return self._no_kernel(device, machine, found)
+
+    def _others(self, fits: Callable[[DeepSpeed], bool]) -> list[str]:
+        """Return the family's other classes of the algorithm that fit."""
+        return [name for name, other in OPTIMIZERS.items() if other.algorithm is self.algorithm and fits(other)]
+
+    @property
+    def _on_host(self) -> bool:
+        """It steps on parameters in host memory, beside an accelerator too."""
+        return self._devices == ("cpu",)
+
+    def deepspeed_config(self, spec: RunSpec) -> Mapping[str, JsonValue] | None:
+        """Return the section that makes DeepSpeed construct this class, where there is one.
+
+        DeepSpeed chooses the class for a type by whether the step is in host memory; with the other class of the
+        same type the optimizer is passed in.
+        """
+        if self._type is None or self._on_host != offloads(spec):
+            return None
+        chosen = self.hyperparameters(spec)
+        params = self._arguments(chosen)
+        if params.pop("adamw_mode", params.pop("adam_w_mode", None)) is not None:
+            # The type alone says AdamW, of "Adam" too.
+            params["adam_w_mode"] = chosen.get("decoupled_weight_decay", True)
+        return {"type": self._type, "params": params}
 
     @property
     def _class_name(self) -> str:
@@ -120,6 +152,19 @@ class DeepSpeed(Implementation):
         return construct(
             cls, torch_groups(groups, chosen["lr"], chosen.get("weight_decay")), **self._arguments(chosen)
         )
+
+
+def not_installed(machine: Machine) -> str | None:
+    """Return why DeepSpeed cannot be imported on that machine and what to do about it, or None."""
+    if machine.packages.get("deepspeed") is None:
+        return f"DeepSpeed is not installed; {_INSTALL}"
+    error = machine.families.get("deepspeed", {}).get("error")
+    return None if error is None else f"DeepSpeed cannot be imported: {error}; {_INSTALL}"
+
+
+def offloads(spec: RunSpec) -> bool:
+    """Say whether the strategy keeps what the optimizer steps on in host memory."""
+    return spec.strategy.endswith("-offload")
 
 
 class DeepSpeedMuon(DeepSpeed):
@@ -216,10 +261,11 @@ _TABLE = (
             "deepspeed.ops.adam:FusedAdam",
             _fused_adam,
             ("cuda", "cpu", "xpu"),
+            type=kind,
             fixed=_PLAIN_ADAM,
             kernels=("fused_adam",),
         )
-        for name in ("adamw", "adam")
+        for name, kind in (("adamw", "AdamW"), ("adam", "Adam"))
     ),
     *(
         DeepSpeed(
@@ -228,13 +274,20 @@ _TABLE = (
             "deepspeed.ops.adam:DeepSpeedCPUAdam",
             _cpu_adam,
             ("cpu",),
+            type=kind,
             fixed=_PLAIN_ADAM,
             kernels=("cpu_adam",),
         )
-        for name in ("adamw", "adam")
+        for name, kind in (("adamw", "AdamW"), ("adam", "Adam"))
     ),
     DeepSpeed(
-        "lion", "deepspeed", "deepspeed.ops.lion:FusedLion", _fused_lion, ("cuda",), kernels=("fused_lion",)
+        "lion",
+        "deepspeed",
+        "deepspeed.ops.lion:FusedLion",
+        _fused_lion,
+        ("cuda",),
+        type="Lion",
+        kernels=("fused_lion",),
     ),
     DeepSpeed(
         "lion",
@@ -242,6 +295,7 @@ _TABLE = (
         "deepspeed.ops.lion:DeepSpeedCPULion",
         _cpu_lion,
         ("cpu",),
+        type="Lion",
         kernels=("cpu_lion",),
         state_tensors=2,  # a second moment is allocated and never used
     ),
@@ -251,6 +305,7 @@ _TABLE = (
         "deepspeed.ops.adagrad:DeepSpeedCPUAdagrad",
         _cpu_adagrad,
         ("cpu",),
+        type="Adagrad",
         fixed=_PLAIN_ADAGRAD,
         kernels=("cpu_adagrad",),
     ),
@@ -260,6 +315,7 @@ _TABLE = (
         "deepspeed.ops.lamb:FusedLamb",
         _lamb,
         ("cuda",),
+        type="Lamb",
         # It folds the correction into the step size, outside of the trust ratio: another algorithm.
         fixed={"bias_correction": False},
         kernels=("fused_lamb",),

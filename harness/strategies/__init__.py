@@ -3,4 +3,11 @@
 REGISTRY = {
     "single": "harness.strategies.torch:Single",
     "ddp": "harness.strategies.torch:DDP",
+    "zero0": "harness.strategies.deepspeed:Zero0",
+    "zero1": "harness.strategies.deepspeed:Zero1",
+    "zero2": "harness.strategies.deepspeed:Zero2",
+    "zero3": "harness.strategies.deepspeed:Zero3",
+    "zero1-offload": "harness.strategies.deepspeed:Zero1Offload",
+    "zero2-offload": "harness.strategies.deepspeed:Zero2Offload",
+    "zero3-offload": "harness.strategies.deepspeed:Zero3Offload",
 }
