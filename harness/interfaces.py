@@ -204,6 +204,10 @@ class OptimizerTraits(BaseModel):
     """Whether it steps on DTensors, the shards of fsdp2; kernels that read raw addresses don't."""
     capturable: bool = False
     """The step can be captured in a CUDA graph (on CUDA)."""
+    compiled: bool = False
+    """The step goes through torch.compile when it first runs."""
+    evaluation_switch: bool = False
+    """Has ``train()`` and ``eval()``: the parameters to evaluate are other than those to train (schedule-free)."""
     kernels: tuple[str, ...] = ()
     """Kernels compiled on first use, as ``harness.kernels`` names them; such cells run last."""
 

@@ -177,10 +177,10 @@ def _build_muon(self: Native, groups: Sequence[ParamGroup], spec: RunSpec) -> to
     chosen = self.hyperparameters(spec)
     companion = companion_options(chosen)
     matrices, rest = split_matrices(groups)
-    if not matrices:
+    if not matrices and all(group.parameters for group in groups):  # an empty group's are on another rank
         raise UnsupportedError("the model has no 2-D weight inside it for Muon; use adamw")
     flags = dict.fromkeys(FLAGS["AdamW"], False)
-    parts = [_over(load(self.target), matrices, chosen, self.flags())]
+    parts = [_over(load(self.target), matrices, chosen, self.flags())] if matrices else []
     if rest:
         parts.append(_over(load("torch.optim:AdamW"), rest, companion, flags))
     return _combined(parts)

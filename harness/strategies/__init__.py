@@ -3,6 +3,9 @@
 REGISTRY = {
     "single": "harness.strategies.torch:Single",
     "ddp": "harness.strategies.torch:DDP",
+    "fsdp2": "harness.strategies.fsdp2:FSDP2",
+    "hsdp": "harness.strategies.fsdp2:HSDP",
+    "zero-redundancy": "harness.strategies.torch:ZeroRedundancy",
     "zero0": "harness.strategies.deepspeed:Zero0",
     "zero1": "harness.strategies.deepspeed:Zero1",
     "zero2": "harness.strategies.deepspeed:Zero2",

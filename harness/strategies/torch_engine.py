@@ -16,22 +16,23 @@ from harness.interfaces import OptimizerOnlyWorkload, Phase, StepResult
 from harness.optimizers.construct import facts as optimizer_facts
 from harness.optimizers.construct import set_lr
 from harness.parameter_groups import parameter_groups
+from harness.strategies.clipping import clip
+from harness.strategies.in_backward import InBackward
+from harness.strategies.initialising import build, cast_inputs, initialise
 from harness.strategies.operators import StepOperators
+from harness.strategies.stepped import MasterWeights, local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pydantic import JsonValue
 
-    from harness.interfaces import Batch, Category, Optimizer, Workload, World
+    from harness.interfaces import Batch, Category, Optimizer, ParamGroup, Workload, World
     from harness.spec import RunSpec
+    from harness.strategies.stepped import Stepped
 
-
-def data_parallel(model: nn.Module, world: World, options: Mapping[str, JsonValue]) -> nn.Module:
-    """Wrap a replica that already is on its device."""
-    arguments = cast("dict[str, Any]", dict(options))
-    devices = None if world.device.type == "cpu" else [world.device]
-    return DistributedDataParallel(model, device_ids=devices, **arguments)
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precision -> what autocast computes in."""
 
 
 class TorchEngine:
@@ -43,6 +44,7 @@ class TorchEngine:
         spec: with every default resolved.
         world: this rank.
         wrap: makes the replica part of a world; None: it stands alone.
+        in_backward: update each parameter as soon as backward has its gradient.
     """
 
     def __init__(
@@ -52,19 +54,45 @@ class TorchEngine:
         spec: RunSpec,
         world: World,
         wrap: Callable[[nn.Module], nn.Module] | None,
+        *,
+        in_backward: bool = False,
     ) -> None:
         self._workload, self._spec, self._world, self._entry = workload, spec, world, optimizer
-        with world.device:
-            model = workload.build()
-        self._module = model.to(world.device)
-        _initialise(self._module, workload, spec.seed)
+        self._stepped: Stepped | None = None
+        self._norm_group: dist.ProcessGroup | None = None
+        self._module = self._build()
         self._model = wrap(self._module) if wrap else self._module
         self._parameters = [p for p in self._module.parameters() if p.requires_grad]
-        groups = parameter_groups(self._module.named_parameters(), workload.traits)
-        self._optimizer = optimizer.build(groups, spec)
+        named = self._stepped.named if self._stepped else list(self._module.named_parameters())
+        self._targets = [p for _, p in named if p.requires_grad]
+        groups = parameter_groups(named, workload.traits)
+        self._in_backward = InBackward(groups, lambda group: optimizer.build(group, spec)) if in_backward else None
+        self._optimizer = self._in_backward.optimizer if self._in_backward else self._build_optimizer(groups)
+        self._autocast_dtype = AUTOCAST.get(spec.precision)
+        self._scaler = torch.amp.GradScaler(world.device.type) if spec.precision == "fp16" else None
+        self._scale: float | None = None
         self._operators = StepOperators()
         self._steps, self._factor = 0, 1.0
         self._module.train()
+
+    def _build(self) -> nn.Module:
+        """Return the initialised model in its precision; sets what the optimizer steps on, if that is not it."""
+        module = build(self._workload, self._world.device)
+        initialise(module, self._workload, self._spec.seed)
+        if self._spec.precision == "bf16-master":
+            self._stepped = MasterWeights(module)
+        elif self._spec.precision == "bf16-pure":
+            module.to(torch.bfloat16)
+        cast_inputs(module, self._spec.precision)
+        return module
+
+    def _build_optimizer(self, groups: Sequence[ParamGroup]) -> torch.optim.Optimizer:
+        return self._entry.build(groups, self._spec)
+
+    @property
+    def _real_optimizer(self) -> torch.optim.Optimizer:
+        """The one that updates, inside any wrapper."""
+        return self._optimizer
 
     def train_step(self, micro_batches: Sequence[Batch], mark: Callable[[Phase], None]) -> StepResult:
         """Forward, backward, clip and update; or let the optimizer's closure do the first two."""
@@ -76,11 +104,37 @@ class TorchEngine:
             self._set_gradients(micro_batches)
         else:
             loss = self._forward_backward(micro_batches, mark)
+        if self._in_backward is not None:
+            return StepResult(loss)
         mark(Phase.OPTIMIZER)
+        return self._update(loss)
+
+    def _update(self, loss: Tensor | None) -> StepResult:
+        if self._stepped is not None:
+            self._stepped.collect()
+        if self._scaler is not None:
+            self._scaler.unscale_(self._optimizer)
         norm = self._clip()
+        skipped = False
         with self._operators.watching() if self._steps == min(2, self._spec.warmup_steps) else _nothing:
-            self._optimizer.step()
-        return StepResult(loss, norm)
+            if self._scaler is None:
+                self._optimizer.step()
+            else:
+                skipped = self._step_unless_overflow(self._scaler)
+        if self._stepped is not None:
+            self._stepped.publish()
+        return StepResult(loss, norm, skipped)
+
+    def _step_unless_overflow(self, scaler: torch.amp.GradScaler) -> bool:
+        """Step where every rank's gradients are finite; say whether the update was left out.
+
+        The scale falls after an overflow and only then, which is the scaler's one public word on it.
+        """
+        before = scaler.get_scale() if self._scale is None else self._scale
+        scaler.step(self._optimizer)
+        scaler.update()
+        self._scale = scaler.get_scale()
+        return self._scale < before
 
     def _set_gradients(self, micro_batches: Sequence[Batch]) -> None:
         workload = self._workload
@@ -100,11 +154,20 @@ class TorchEngine:
                 with self._autocast():
                     loss = scalar_loss(self._workload.loss(self._model, batch))
                 loss = loss / len(micro_batches) if last else loss
-                mark(Phase.BACKWARD)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch declares no types for it
+                if self._in_backward is None:
+                    mark(Phase.BACKWARD)
+                else:
+                    self._in_backward.arm(last=index == last)
+                    mark(Phase.WORK if index == last else Phase.BACKWARD)
+                self._backward(loss)
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None, "a step has at least one micro-batch"
         return total
+
+    def _backward(self, loss: Tensor) -> None:
+        if self._scaler is not None:
+            loss = self._scaler.scale(loss)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch declares no types for it
 
     def _closure_step(self, micro_batches: Sequence[Batch], mark: Callable[[Phase], None]) -> StepResult:
         """LBFGS and its like evaluate the loss as often as they want: the phases cannot be told apart."""
@@ -112,22 +175,29 @@ class TorchEngine:
         first: list[Tensor] = []
 
         def closure() -> Tensor:
+            if self._stepped is not None:  # a line search has moved what the model is a copy of
+                self._stepped.publish()
             with torch.enable_grad():
                 loss = self._forward_backward(micro_batches, lambda _phase: None)
             if self._world.size > 1:  # line search decides by the loss: every rank must see the same one
                 dist.all_reduce(loss)
                 loss = loss / self._world.size
+            if self._stepped is not None:
+                self._stepped.collect()
             self._clip()
             first.append(loss)
             return loss
 
         self._optimizer.step(cast("Callable[[], float]", closure))
+        if self._stepped is not None:
+            self._stepped.publish()
         return StepResult(first[0] if first else None)
 
     def _clip(self) -> Tensor | None:
         if self._spec.clip_norm is None:
             return None
-        return nn.utils.clip_grad_norm_(self._parameters, self._spec.clip_norm)
+        gradients = [local(p.grad) for p in self._targets if p.grad is not None]
+        return clip(gradients, self._spec.clip_norm, self._norm_group, self._world.device)
 
     def _forget_gradients(self) -> None:
         # Not optimizer.zero_grad(): libraries override it, and what a step costs must not depend on that.
@@ -136,25 +206,26 @@ class TorchEngine:
 
     def _without_reduction(self) -> contextlib.AbstractContextManager[None]:
         model = self._model
-        return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else _nothing
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
-        enabled = self._spec.precision == "bf16"
-        return torch.autocast(self._world.device.type, dtype=torch.bfloat16) if enabled else _nothing
+        dtype = self._autocast_dtype
+        return _nothing if dtype is None else torch.autocast(self._world.device.type, dtype=dtype)
 
     def set_lr(self, factor: float) -> None:
         """Set every group's learning rate to ``factor`` times its peak, where that changes it."""
         if factor != self._factor:
-            set_lr(self._optimizer, factor)
+            set_lr(self._real_optimizer, factor)
             self._factor = factor
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
         """Lend the bare replica, in eval mode and without gradients; the optimizer is told, if it wants to be."""
-        switches = [getattr(self._optimizer, name, None) for name in ("eval", "train")]
+        switches = [getattr(self._real_optimizer, name, None) for name in ("eval", "train")]
         self._module.eval()
         if callable(switches[0]):
             switches[0]()
+            self._publish()
         try:
             with torch.no_grad(), self._autocast():
                 yield self._module
@@ -162,21 +233,30 @@ class TorchEngine:
             self._module.train()
             if callable(switches[1]):
                 switches[1]()
+                self._publish()
+
+    def _publish(self) -> None:
+        """Bring what the optimizer's switch has changed into the model."""
+        if self._stepped is not None:
+            self._stepped.publish()
 
     def tensors(self) -> Iterable[tuple[Category, Tensor]]:
-        """Yield parameters, gradients, buffers and everything that the optimizer keeps."""
+        """Yield parameters, gradients, masters, buffers and everything that the optimizer keeps."""
         for parameter in self._module.parameters():
             yield "parameters", parameter
             if parameter.grad is not None:
                 yield "gradients", parameter.grad
         for buffer in self._module.buffers():
             yield "buffers", buffer
-        for key, tensor in _kept(self._optimizer):
+        if self._stepped is not None:
+            yield from self._stepped.tensors()
+        for key, tensor in _kept(self._real_optimizer):
             yield ("master" if "master" in key else "state"), tensor
 
     def facts(self) -> dict[str, JsonValue]:
-        """Return what really ran: model, wrapper, optimizer class, arguments and flags, a step's operators."""
+        """Return what really ran: model, wrapper, optimizer class, arguments and flags, dtypes, operators."""
         groups = parameter_groups(self._module.named_parameters(), self._workload.traits)
+        autocast = self._autocast_dtype
         return {
             "model_class": _name(type(self._module)),
             "wrapper_class": _name(type(self._model)) if self._model is not self._module else None,
@@ -185,29 +265,52 @@ class TorchEngine:
                 {"role": g.role, "tensors": len(g.names), "elements": sum(p.numel() for p in g.parameters)}
                 for g in groups
             ],
-            "optimizer": optimizer_facts(self._optimizer),
+            "optimizer": self._optimizer_facts(),
+            "steps_on": self._stepped.label if self._stepped is not None else "parameters",
+            "dtypes": {
+                "parameters": _dtypes(self._parameters),
+                "stepped": _dtypes(self._targets),
+                "gradients": _dtypes(p.grad for p in self._targets if p.grad is not None),
+                "autocast": None if autocast is None else _dtype(autocast),
+            },
+            "loss_scale": None if self._scaler is None else self._scaler.get_scale(),
             "step_operators": self._operators.counts(),
             "ran_as": self._operators.ran_as(),
         }
 
+    def _optimizer_facts(self) -> dict[str, JsonValue]:
+        if self._in_backward is not None:
+            return self._in_backward.facts()
+        return optimizer_facts(self._real_optimizer)
+
     def verify_claims(self) -> None:
         """Raise UnsupportedError where what ran is not what the optimizer's name says."""
-        reason = self._entry.disproved(self._optimizer)
+        reason = self._entry.disproved(self._real_optimizer)
         if reason is not None:
             raise UnsupportedError(reason)
 
     def state_dict(self) -> dict[str, object]:
-        """Return model and optimizer state."""
-        return {"model": self._module.state_dict(), "optimizer": self._optimizer.state_dict()}
+        """Return this rank's model and optimizer state, as references to the live tensors."""
+        return {
+            "model": self._module.state_dict(),
+            "optimizer": self._real_optimizer.state_dict(),
+            "stepped": self._stepped.state_dict() if self._stepped is not None else {},
+            "scaler": self._scaler.state_dict() if self._scaler is not None else {},
+        }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned on the same rank of as many."""
         self._module.load_state_dict(cast("dict[str, Any]", state["model"]))
-        self._optimizer.load_state_dict(cast("dict[str, Any]", state["optimizer"]))
+        self._real_optimizer.load_state_dict(cast("dict[str, Any]", state["optimizer"]))
+        if self._stepped is not None:
+            self._stepped.load_state_dict(cast("dict[str, Tensor]", state["stepped"]))
+        if self._scaler is not None:
+            self._scaler.load_state_dict(cast("dict[str, Any]", state["scaler"]))
+            self._scale = None
 
     def close(self) -> None:
-        """Drop gradients; tensors go with the process."""
-        self._forget_gradients()
+        """Let go of model and optimizer."""
+        self._optimizer = self._model = self._module = cast("Any", None)
 
 
 _nothing = contextlib.nullcontext()
@@ -217,15 +320,12 @@ def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _initialise(model: nn.Module, workload: Workload, seed: int) -> None:
-    """Fill parameters and persistent buffers, each by its name: the order cannot matter."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            workload.initialise(name, parameter, seed)
-        persistent = model.state_dict(keep_vars=True)
-        for name, buffer in model.named_buffers():
-            if name in persistent:
-                workload.initialise(name, buffer, seed)
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dtypes(tensors: Iterable[Tensor]) -> list[JsonValue]:
+    return list(dict.fromkeys(_dtype(tensor.dtype) for tensor in tensors))
 
 
 def _kept(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
