@@ -71,7 +71,9 @@ class Apex(Implementation):
         word: str = "apex",
         fixed: Mapping[str, JsonValue] | None = None,
     ) -> None:
-        super().__init__(ALGORITHMS[algorithm], word, f"apex.optimizers:{class_name}", fixed=fixed)
+        traits = {"dtensor": "no", "capturable": class_name == "FusedAdam"}  # the kernels read raw addresses
+        target = f"apex.optimizers:{class_name}"
+        super().__init__(ALGORITHMS[algorithm], word, target, fixed=fixed, traits=traits)
         self._arguments = arguments
 
     def unavailable(self, spec: RunSpec, machine: Machine) -> str | None:
@@ -92,7 +94,10 @@ class Apex(Implementation):
         chosen = self.hyperparameters(spec)
         listed = torch_groups(groups, chosen["lr"], chosen.get("weight_decay"))
         cls: type[torch.optim.Optimizer] = load(self.target)
-        optimizer = construct(cls, listed, **self._arguments(chosen))
+        arguments = self._arguments(chosen)
+        if "capturable" in arguments:
+            arguments["capturable"] = spec.strategy_options.get("cuda_graph") is True
+        optimizer = construct(cls, listed, **arguments)
         _restore_rates(optimizer, [float(group["lr"]) for group in listed])
         return optimizer
 

@@ -68,7 +68,7 @@ class DeepSpeed(Implementation):
         type: str | None = None,  # noqa: A002  # the config's own word
         **more: Any,
     ) -> None:
-        super().__init__(ALGORITHMS[algorithm], word, target, **more)
+        super().__init__(ALGORITHMS[algorithm], word, target, traits={"dtensor": "no"}, **more)
         self._arguments = arguments
         self._devices = devices
         self._type = type

@@ -29,6 +29,7 @@ class Implementation:
         kernels: what must be compiled before it can run, as `harness.kernels` names them.
         sparse: whether it takes sparse gradients.
         state_tensors: where this code keeps more or less than the algorithm needs.
+        traits: further fields of OptimizerTraits that differ from what the algorithm says.
     """
 
     def __init__(
@@ -41,20 +42,22 @@ class Implementation:
         kernels: tuple[str, ...] = (),
         sparse: Literal["no", "yes", "only"] = "no",
         state_tensors: float | None = None,
+        traits: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = f"{algorithm.name}/{word}"
         self.target = target
         self.algorithm = algorithm
         self.fixed = dict(fixed or {})
-        self.traits = OptimizerTraits(
-            algorithm=algorithm.name,
-            granularity=algorithm.granularity,
-            closure=algorithm.closure,
-            default_lr=algorithm.lr,
-            sparse_gradients=sparse,
-            state_tensors=algorithm.state_tensors if state_tensors is None else state_tensors,
-            kernels=kernels,
-        )
+        known: dict[str, Any] = {
+            "algorithm": algorithm.name,
+            "granularity": algorithm.granularity,
+            "closure": algorithm.closure,
+            "default_lr": algorithm.lr,
+            "sparse_gradients": sparse,
+            "state_tensors": algorithm.state_tensors if state_tensors is None else state_tensors,
+            "kernels": kernels,
+        }
+        self.traits = OptimizerTraits(**{**known, **(traits or {})})
 
     def unsupported(self, spec: RunSpec, workload: WorkloadTraits, machine: Machine) -> str | None:
         """Return why this cannot run on that machine and what to do about it, or None."""

@@ -62,8 +62,9 @@ class Compiled(Native):
             return f"torch.compile needs Triton on {device}, and it is not installed; run pip install triton"
         return super().unavailable(spec, machine)
 
-    def flags(self) -> dict[str, bool]:
+    def flags(self, spec: RunSpec) -> dict[str, bool]:
         """Return foreach and capturable on where the class has them, every other flag off."""
+        del spec
         return {flag: flag in {"foreach", "capturable"} for flag in FLAGS[self.class_name]}
 
     def build(self, groups: Sequence[ParamGroup], spec: RunSpec) -> torch.optim.Optimizer:

@@ -80,6 +80,9 @@ SPARSE: Mapping[tuple[str, str], Literal["no", "yes", "only"]] = MappingProxyTyp
 """Class and implementation that take sparse gradients. Adagrad's foreach silently runs its for-loop on them and
 the fused kernels raise, so neither is offered."""
 
+_PLAIN_TENSORS_ONLY = ("Adafactor", "LBFGS", "SparseAdam")
+"""Classes that raise on DTensors."""
+
 _FUSED_OPERATORS = {
     "Adagrad": "aten::_fused_adagrad_",
     "Adam": "aten::_fused_adam_",
@@ -105,6 +108,11 @@ class Native(Implementation):
             word,
             f"torch.optim:{self.class_name}",
             sparse=SPARSE.get((self.class_name, word), "no"),
+            traits={
+                "dtensor": "no" if self.class_name in _PLAIN_TENSORS_ONLY else "yes",
+                "capturable": "capturable" in FLAGS[self.class_name],
+                "compiled": word == "compiled",
+            },
         )
 
     def unavailable(self, spec: RunSpec, machine: Machine) -> str | None:
@@ -139,9 +147,11 @@ class Native(Implementation):
             options |= {key: value for key, value in constructor.parameters.items() if key not in known}
         return options
 
-    def flags(self) -> dict[str, bool]:
-        """Return every flag of the class, on or off."""
-        return {flag: flag == self.word for flag in FLAGS[self.class_name]}
+    def flags(self, spec: RunSpec) -> dict[str, bool]:
+        """Return every flag of the class, on or off; ``capturable`` is on for a CUDA graph."""
+        captured = spec.strategy_options.get("cuda_graph") is True
+        on = {self.word, *(["capturable"] if captured else [])}
+        return {flag: flag in on for flag in FLAGS[self.class_name]}
 
     def build(self, groups: Sequence[ParamGroup], spec: RunSpec) -> torch.optim.Optimizer:
         """Construct the class; Muon and SparseAdam get a companion for what they cannot take."""
@@ -150,7 +160,7 @@ class Native(Implementation):
 
 def _build_plain(self: Native, groups: Sequence[ParamGroup], spec: RunSpec) -> torch.optim.Optimizer:
     chosen = self.hyperparameters(spec)
-    return _over(load(self.target), groups, chosen, self.flags())
+    return _over(load(self.target), groups, chosen, self.flags(spec))
 
 
 def _over(
@@ -180,7 +190,7 @@ def _build_muon(self: Native, groups: Sequence[ParamGroup], spec: RunSpec) -> to
     if not matrices and all(group.parameters for group in groups):  # an empty group's are on another rank
         raise UnsupportedError("the model has no 2-D weight inside it for Muon; use adamw")
     flags = dict.fromkeys(FLAGS["AdamW"], False)
-    parts = [_over(load(self.target), matrices, chosen, self.flags())] if matrices else []
+    parts = [_over(load(self.target), matrices, chosen, self.flags(spec))] if matrices else []
     if rest:
         parts.append(_over(load("torch.optim:AdamW"), rest, companion, flags))
     return _combined(parts)
@@ -204,7 +214,7 @@ def _build_sparse_adam(self: Native, groups: Sequence[ParamGroup], spec: RunSpec
     sparse, dense = _split(groups, lambda group, _: group.role == "sparse")
     if not sparse:
         raise UnsupportedError("no parameter has sparse gradients here; use adam")
-    parts = [_over(load(self.target), sparse, chosen, self.flags())]
+    parts = [_over(load(self.target), sparse, chosen, self.flags(spec))]
     if dense:
         adam = {**ALGORITHMS["adam"].options, **chosen}
         parts.append(_over(load("torch.optim:Adam"), dense, adam, dict.fromkeys(FLAGS["Adam"], False)))
