@@ -1,9 +1,8 @@
 """What the harness adds to a step under ddp, fsdp2 and zero2: ratios to the same step written by hand.
 
 ``python tests/benchmarks/strategies.py [ddp|fsdp2|zero2 ...]``. Two ranks of one torchrun world take turns of a
-few steps in random order: the measured loop, the bare calls on the same model and optimizer, those again (the error
-of the method), and a model, wrapper and optimizer built by hand (another allocation: two of one kind differ by a
-per cent).
+few steps in random order: the measured loop, the bare calls on the same model and optimizer, those again (the
+error of the method), and a model, wrapper and optimizer built by hand (another allocation: a per cent).
 """
 
 from __future__ import annotations
