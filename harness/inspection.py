@@ -138,12 +138,15 @@ def _registered(families: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _family_probes(families: Mapping[str, Any], skip: Mapping[str, str]) -> dict[str, dict[str, JsonValue]]:
+    """Return family -> what its probe found; by the family's name, as planning asks for it."""
     found: dict[str, dict[str, JsonValue]] = {}
-    for module, optimizers in families.items():
+    for name, target in Registry.targets(OPTIMIZERS).items():
+        module = target.partition(":")[0]
+        optimizers = families[module]
         if isinstance(optimizers, str):
-            found[module] = {"error": optimizers}
+            found[name] = {"error": optimizers}
         elif hasattr(importlib.import_module(module), "probe"):
-            found[module] = _guarded(f"{module}:probe", skip, _called, _failed_facts)
+            found[name] = _guarded(f"{module}:probe", skip, _called, _failed_facts)
     return found
 
 

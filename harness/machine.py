@@ -64,7 +64,7 @@ class Machine(BaseModel):
     constructors: dict[str, Constructor] = Field(default_factory=dict)
     """``module:Class`` of every registered optimizer (and of those asked for) -> its constructor."""
     families: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
-    """Family module -> what its own ``probe()`` found: Apex's kernels, DeepSpeed's ops."""
+    """Family -> what its own ``probe()`` found: Apex's kernels, DeepSpeed's ops."""
     workloads: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
     """``module:Class`` of out-of-tree workloads asked for -> their traits, or ``{"error": …}``."""
 

@@ -39,7 +39,19 @@ TIMEOUT_S = 180.0
 ATTEMPTS = 4
 """Subprocesses started in all, when one import after the other kills or hangs them."""
 
-MODULES = ("torch", "deepspeed", "apex", "amp_C", "triton", "torchao", "bitsandbytes")
+MODULES = (
+    "torch",
+    "deepspeed",
+    "apex",
+    "amp_C",
+    "triton",
+    "torchao",
+    "bitsandbytes",
+    "heavyball",
+    "pytorch_optimizer",
+    "schedulefree",
+    "transformer_engine",
+)
 """Top-level modules whose files tell of a build that was replaced under the same version."""
 
 VARIABLES = (

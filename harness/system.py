@@ -29,6 +29,8 @@ PACKAGES = (
     "bitsandbytes",
     "heavyball",
     "pytorch-optimizer",
+    "schedulefree",
+    "transformer-engine",
     "transformers",
     "accelerate",
     "scikit-learn",

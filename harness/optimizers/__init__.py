@@ -8,4 +8,10 @@ REGISTRY = {
     "compiled": "harness.optimizers.torch_compiled:OPTIMIZERS",
     "deepspeed": "harness.optimizers.deepspeed:OPTIMIZERS",
     "apex": "harness.optimizers.apex:OPTIMIZERS",
+    "torchao": "harness.optimizers.torchao:OPTIMIZERS",
+    "bitsandbytes": "harness.optimizers.bitsandbytes:OPTIMIZERS",
+    "transformer-engine": "harness.optimizers.transformer_engine:OPTIMIZERS",
+    "heavyball": "harness.optimizers.heavyball:OPTIMIZERS",
+    "schedulefree": "harness.optimizers.schedulefree:OPTIMIZERS",
+    "pytorch_optimizer": "harness.optimizers.pytorch_optimizer:OPTIMIZERS",
 }

@@ -276,6 +276,133 @@ _TABLE = (
         1,
         "Ginsburg et al. 2019, arXiv:1905.11286; names and defaults of Apex's FusedNovoGrad",
     ),
+    Algorithm(
+        "ademamix",
+        1e-3,
+        {
+            "betas": [0.9, 0.999, 0.9999],
+            "alpha": 5.0,
+            "t_alpha": None,
+            "t_beta3": None,
+            "eps": 1e-8,
+            "weight_decay": 0.01,
+        },
+        "element",
+        3,
+        "Pagliardini et al. 2024, arXiv:2409.03137, Algorithm 1; names and defaults of bitsandbytes' AdEMAMix",
+    ),
+    Algorithm(
+        "adamw-schedule-free",
+        2.5e-3,
+        {
+            "betas": [0.9, 0.999],
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "warmup_steps": 0,
+            "r": 0.0,
+            "weight_lr_power": 2.0,
+        },
+        "element",
+        2,  # z and the second moment
+        "Defazio et al. 2024, arXiv:2405.15682; the authors' schedulefree.AdamWScheduleFree",
+    ),
+    Algorithm(
+        "radam-schedule-free",
+        2.5e-3,
+        {
+            "betas": [0.9, 0.999],
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "r": 0.0,
+            "weight_lr_power": 2.0,
+            "silent_sgd_phase": True,
+        },
+        "element",
+        2,
+        "Defazio et al. 2024, arXiv:2405.15682; the authors' schedulefree.RAdamScheduleFree",
+    ),
+    Algorithm(
+        "sgd-schedule-free",
+        1.0,
+        {"momentum": 0.9, "weight_decay": 0.0, "warmup_steps": 0, "r": 0.0, "weight_lr_power": 2.0},
+        "element",
+        1,  # z
+        "Defazio et al. 2024, arXiv:2405.15682; the authors' schedulefree.SGDScheduleFree",
+    ),
+    Algorithm(
+        # AdamW, but the root of the second moment is held above eps instead of eps being added to it.
+        "adamw-clamped",
+        2.5e-3,
+        {"betas": [0.9, 0.99], "eps": 1e-8, "weight_decay": 0.0},
+        "element",
+        2,
+        "heavyball.AdamW; Loshchilov and Hutter 2019, arXiv:1711.05101",
+    ),
+    Algorithm(
+        "laprop",
+        2.5e-3,
+        {"betas": [0.9, 0.99], "eps": 1e-8, "weight_decay": 0.0},
+        "element",
+        2,
+        "Ziyin, Wang and Ueda 2020, arXiv:2002.04839; heavyball.LaProp",
+    ),
+    Algorithm(
+        "adopt",
+        2.5e-3,
+        {"betas": [0.9, 0.99], "eps": 1e-8, "weight_decay": 0.0},
+        "element",
+        2,
+        "Taniguchi et al. 2024, arXiv:2411.02853; heavyball.ADOPT",
+    ),
+    Algorithm(
+        # An exponential average instead of a sum of gradients, and every tensor of two or more dimensions is
+        # orthogonalised, embeddings too: not what torch.optim.Muon computes.
+        "muon-ema",
+        2.5e-3,
+        {"betas": [0.9, 0.99], "eps": 1e-8, "weight_decay": 0.0, "nesterov": True},
+        "matrix",
+        1,
+        "heavyball.Muon; Jordan 2024, kellerjordan.github.io/posts/muon",
+    ),
+    Algorithm(
+        "scion",
+        2.5e-3,
+        {"betas": [0.9, 0.99], "eps": 1e-8, "weight_decay": 0.0, "scale": 1.0},
+        "matrix",
+        1,
+        "Pethick et al. 2025, arXiv:2502.07529; heavyball.Scion",
+    ),
+    Algorithm(
+        "soap",
+        3e-3,
+        {
+            "betas": [0.9, 0.95],
+            "shampoo_beta": 0.95,
+            "eps": 1e-8,
+            "weight_decay": 0.01,
+            "precondition_frequency": 2,
+            "max_precond_dim": 2048,
+            "merge_dims": True,
+            "precondition_1d": False,
+        },
+        "matrix",
+        6,  # two moments; of a square matrix two statistics and two bases as large as itself
+        "Vyas et al. 2024, arXiv:2409.11321; heavyball.SOAP",
+    ),
+    Algorithm(
+        "psgd-kron",
+        1e-3,
+        {
+            "betas": [0.9, 0.999],
+            "weight_decay": 0.0,
+            "max_size_triangular": 2048,
+            "min_ndim_triangular": 2,
+            "precond_lr": 0.1,
+        },
+        "matrix",
+        2,  # a moment; of a square matrix two triangular factors, each half as large as itself
+        "Li 2015, arXiv:1512.04202; heavyball.PSGDKron",
+    ),
 )
 
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType({algorithm.name: algorithm for algorithm in _TABLE})

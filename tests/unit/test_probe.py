@@ -62,7 +62,8 @@ def test_every_registered_optimizer_has_a_constructor(printed):
     assert adamw.error is None
     assert adamw.parameters["betas"] == [0.9, 0.999]
     assert "params" not in adamw.parameters
-    assert set(OPTIMIZERS.families().values()) >= found.families.keys()
+    # By the names under which the families' own modules look them up.
+    assert {"native", "deepspeed", "apex", "bitsandbytes"} <= found.families.keys() <= set(OPTIMIZERS.families())
 
 
 def test_a_machine_is_probed_once_and_again_when_something_changes(cache, monkeypatch, user):

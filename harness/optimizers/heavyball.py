@@ -1,0 +1,128 @@
+"""heavyball's optimizers, which compile their parts when they first run and take gradients away as they step.
+
+Most of its classes differ from the algorithms of the same name elsewhere (eps is a lower bound, not a summand;
+averages instead of sums), so that they stand under algorithms of their own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from harness.optimizers.third_party import ThirdParty, import_error, no_compiler
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from pydantic import JsonValue
+
+    from harness.interfaces import ParamGroup, WorkloadTraits
+    from harness.machine import Machine
+    from harness.spec import RunSpec
+
+COMPILE_MODE = "max-autotune-no-cudagraphs"
+"""heavyball's own default."""
+
+UNCOMPILED = "none"
+"""Value of ``compile_mode`` that runs every part eagerly."""
+
+_MODES = (COMPILE_MODE, "default", "reduce-overhead", "max-autotune", UNCOMPILED)
+
+
+class Heavyball(ThirdParty):
+    """A class of heavyball.
+
+    Args:
+        algorithm: name of what it computes.
+        class_name: in heavyball.
+        fixed: options that it knows one value of only.
+        renamed: an option -> the constructor's word.
+    """
+
+    package = family = "heavyball"
+
+    def __init__(
+        self,
+        algorithm: str,
+        class_name: str,
+        fixed: Mapping[str, JsonValue] | None = None,
+        renamed: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(
+            algorithm,
+            "heavyball",
+            f"heavyball:{class_name}",
+            fixed=fixed,
+            more={"compile_mode": COMPILE_MODE},
+            # storage_dtype is float32, whatever the parameters' dtype is.
+            traits={"state_follows_parameters": False, "dtensor": "undeclared"},
+        )
+        self._renamed = dict(renamed or {})
+
+    def unavailable(self, spec: RunSpec, machine: Machine) -> str | None:
+        """Return what is missing: the package, or what torch.compile needs."""
+        missing = super().unavailable(spec, machine)
+        if missing is not None or spec.optimizer_options.get("compile_mode") == UNCOMPILED:
+            return missing
+        reason = no_compiler(spec, machine, self.name)
+        return None if reason is None else f"{reason}; or --set optimizer.compile_mode={UNCOMPILED}"
+
+    def unsupported(self, spec: RunSpec, workload: WorkloadTraits, machine: Machine) -> str | None:
+        """Refuse, beside what every implementation does, a mode that torch.compile does not have."""
+        mode = spec.optimizer_options.get("compile_mode", COMPILE_MODE)
+        if mode not in _MODES:
+            return f"compile_mode = {mode!r} is unknown; use one of {', '.join(_MODES)}"
+        return super().unsupported(spec, workload, machine)
+
+    def arguments(self, chosen: dict[str, Any]) -> dict[str, Any]:
+        """Return the constructor's keywords; what it does on top of the algorithm is off."""
+        own = {self._renamed.get(name, name): value for name, value in super().arguments(chosen).items()}
+        own.pop("compile_mode")
+        return {
+            **own,
+            "cautious_weight_decay": False,
+            "warmup_steps": 0,
+            "multi_tensor": True,
+            "storage_dtype": "float32",
+            "mars": False,
+            "caution": False,
+            "gradient_clipping": None,
+            "update_clipping": None,
+            "compile_step": False,  # compile_mode is about the parts of a step, this about all of it
+            "promote": True,
+        }
+
+    def build(self, groups: Sequence[ParamGroup], spec: RunSpec) -> torch.optim.Optimizer:
+        """Set how its parts are compiled, which is one setting of the whole process, and construct the class."""
+        mode = spec.optimizer_options.get("compile_mode", COMPILE_MODE)
+        vars(importlib.import_module("heavyball.utils"))["compile_mode"] = None if mode == UNCOMPILED else mode
+        return super().build(groups, spec)
+
+
+_PLAIN_SGD: dict[str, JsonValue] = {
+    "dampening": 0.0,
+    "nesterov": False,
+    "maximize": False,
+    "weight_decay": 0.0,  # it would be decoupled from the gradient
+}
+
+_TABLE = (
+    Heavyball("sgd-momentum", "SGD", fixed=_PLAIN_SGD, renamed={"momentum": "beta"}),
+    Heavyball("adamw-clamped", "AdamW"),
+    Heavyball("laprop", "LaProp"),
+    Heavyball("adopt", "ADOPT"),
+    Heavyball("muon-ema", "Muon"),
+    Heavyball("scion", "Scion"),
+    Heavyball("soap", "SOAP"),
+    Heavyball("psgd-kron", "PSGDKron"),
+)
+
+OPTIMIZERS: Mapping[str, Heavyball] = MappingProxyType({each.name: each for each in _TABLE})
+"""The classes of heavyball that stand for a published algorithm each, by name."""
+
+
+def probe() -> dict[str, JsonValue]:
+    """Return ``error``: why heavyball cannot be imported; None: it can."""
+    return import_error("heavyball")
