@@ -160,6 +160,9 @@ def plan(  # noqa: PLR0913, PLR0917  # one parameter an option
     write: Annotated[
         Path | None, typer.Option("--write", metavar="DIR", help="Write each cell as a plan file for torchrun.")
     ] = None,
+    whole: Annotated[  # noqa: FBT002  # a flag of the command line
+        bool, typer.Option("--matrix", help="Every optimizer under every strategy in every precision.")
+    ] = False,
     as_json: Json = False,  # noqa: FBT002  # a flag of the command line
 ) -> None:
     """Print what would run and what is unsupported, and start nothing."""
@@ -177,6 +180,11 @@ def plan(  # noqa: PLR0913, PLR0917  # one parameter an option
         lr=lr,
         seed=seed,
     )
+    if whole:
+        if sweeps or write is not None:
+            raise InvalidInputError([Problem("--matrix", "takes neither sweeps nor --write", "leave them out")])
+        _print_matrix(axes, settings or [], machine_file, as_json=as_json)
+        return
     specs = options.read(sweeps or [], axes, settings or []).runs
     found = _plan(specs, _machine(machine_file, specs), everything=machine_file is not None)
     files = write_cells(found, write) if write is not None else {}
@@ -187,6 +195,20 @@ def plan(  # noqa: PLR0913, PLR0917  # one parameter an option
         output.print(table(found))
         for line in command_lines(found, files):  # not wrapped: they are to be copied
             output.print(line, soft_wrap=True, markup=False)
+
+
+def _print_matrix(
+    axes: dict[str, Any], settings: Sequence[str], machine_file: Path | None, *, as_json: bool
+) -> None:
+    from harness.verbs import matrix
+
+    base, names = matrix.base_and_axes(axes, settings)
+    machine = _machine(machine_file, [base.model_copy(update={"optimizer": each}) for each in names["optimizer"]])
+    found = matrix.grid(base, names, machine, _available_bytes(machine, everything=machine_file is not None))
+    if as_json:
+        _print_json(matrix.document(found))
+    else:
+        output.print(matrix.table(found), soft_wrap=True)
 
 
 @app.command()
@@ -357,20 +379,25 @@ def _machine(file: Path | None, specs: Sequence[RunSpec] = ()) -> Machine:
 
 def _plan(specs: Sequence[RunSpec], machine: Machine, *, everything: bool = False) -> Plan:
     """Plan for the memory that is free now, or for all of it on a machine that is not this one."""
-    import psutil
-
     from harness.plan import plan as make_plan
 
     if everything:
         return make_plan(specs, machine)
     problems = options.missing_data(specs)
     try:
-        found = make_plan(specs, machine, min(psutil.virtual_memory().available, machine.memory_bytes))
+        found = make_plan(specs, machine, _available_bytes(machine))
     except InvalidInputError as error:
         problems += error.problems
     if problems:
         raise InvalidInputError(problems)
     return found
+
+
+def _available_bytes(machine: Machine, *, everything: bool = False) -> int:
+    """Return the host memory that is free now, or all of it on a machine that is not this one."""
+    import psutil
+
+    return machine.memory_bytes if everything else min(psutil.virtual_memory().available, machine.memory_bytes)
 
 
 if __name__ == "__main__":

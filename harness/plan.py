@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,7 +14,7 @@ from harness.registry import OPTIMIZERS, STRATEGIES, WORKLOADS, is_target, stati
 from harness.spec import OPTION_TABLES, RunSpec, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from harness.interfaces import Optimizer, Strategy
@@ -76,11 +76,15 @@ def name_checks() -> dict[str, Any]:
     }
 
 
-def out_of_tree(specs: Iterable[RunSpec]) -> tuple[list[str], list[str]]:
+def out_of_tree(specs: Sequence[RunSpec]) -> tuple[list[str], list[str]]:
     """Return the optimizers and workloads that only a probe can tell about."""
-    optimizers = {spec.optimizer: None for spec in specs if is_target(spec.optimizer)}
-    workloads = {WORKLOADS.target(spec.workload): None for spec in specs if _static(spec.workload) is None}
-    return list(optimizers), list(workloads)
+    registered = set(OPTIMIZERS.names())  # some look like targets: pytorch_optimizer:lion
+    optimizers = dict.fromkeys(spec.optimizer for spec in specs)
+    workloads = dict.fromkeys(spec.workload for spec in specs)
+    return (
+        [name for name in optimizers if is_target(name) and name not in registered],
+        [WORKLOADS.target(name) for name in workloads if _static(name) is None],
+    )
 
 
 def workload_traits(name: str, machine: Machine | None = None) -> WorkloadTraits:
@@ -149,8 +153,33 @@ def _count(number: int, noun: str) -> str:
 
 
 def _cell(index: int, where: str, spec: RunSpec, machine: Machine, available_bytes: int) -> Cell:
-    traits = workload_traits(spec.workload, machine)
-    optimizer, chosen = OPTIMIZERS.get(spec.optimizer), strategy(spec.strategy)
+    parts = Parts(workload_traits(spec.workload, machine), OPTIMIZERS.get(spec.optimizer), strategy(spec.strategy))
+    return cell(index, where, spec, parts, machine, available_bytes)
+
+
+class Parts(NamedTuple):
+    """What a spec's names stand for."""
+
+    workload: WorkloadTraits
+    optimizer: Optimizer
+    strategy: Strategy
+
+
+def cell(index: int, where: str, spec: RunSpec, parts: Parts, machine: Machine, available_bytes: int) -> Cell:
+    """Resolve a spec for the machine and say whether it can run.
+
+    Args:
+        index: its place among the runs.
+        where: how to call it in an error.
+        spec: what is asked for.
+        parts: what its names stand for.
+        machine: what the probe found.
+        available_bytes: host memory free now.
+
+    Raises:
+        InvalidInputError: with every unknown size and option, and a batch that cannot be divided.
+    """
+    traits, optimizer, chosen = parts
     problems = []
     if spec.size is not None and spec.size not in traits.sizes:
         problems.append(
