@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from harness.machine import Machine
 
 
+THIRD_PARTY = ("torchao", "bitsandbytes", "heavyball", "pytorch-optimizer", "schedulefree")
+"""Distributions that the extra of that name installs."""
+
+
 class Missing(BaseModel):
     """A part that would let more run, or say more."""
 
@@ -52,6 +56,10 @@ def missing(machine: Machine, root: Path = ROOT) -> Iterator[Missing]:
     if machine.packages.get("deepspeed") is None:
         yield Missing(
             part="DeepSpeed", why="its optimizers cannot run", remedy="pip install 'optbench[deepspeed]'"
+        )
+    if absent := [name for name in THIRD_PARTY if machine.packages.get(name) is None]:
+        yield Missing(
+            part=", ".join(absent), why="their optimizers cannot run", remedy="pip install 'optbench[third-party]'"
         )
     yield from _missing_for_gpus(machine, root)
     if shutil.which("git") is None:
