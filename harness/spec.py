@@ -26,7 +26,10 @@ parameters and gradients, updates applied to fp32 master weights. ``fp16``: auto
 Schedule = Literal["constant", "warmup-cosine"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-DEFAULT_COLLECTORS = ("timing", "memory", "host", "nvml", "convergence", "compiler")
+DEFAULT_COLLECTORS = (
+    *("timing", "memory", "host", "nvml", "convergence", "compiler"),
+    *("ledger", "communication"),  # from a few further steps, traced once these are done
+)
 
 
 def default_warmup(steps: int) -> int:

@@ -31,11 +31,11 @@ from harness.registry import COLLECTORS, OPTIMIZERS, WORKLOADS, strategy
 from harness.spec import RunSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
 
-    from harness.interfaces import Collector, Engine, Workload
+    from harness.interfaces import Batch, Collector, Engine, Workload
     from harness.loop import Turn
     from harness.record import Outcome
 
@@ -174,6 +174,7 @@ class _Rank:
         torch.manual_seed(spec.seed)
         _arithmetic(spec)
         workload = contract.construct(WORKLOADS.get(spec.workload), spec)
+        imported_rss_bytes = _resident_bytes()
         engine = strategy(spec.strategy).start(workload, OPTIMIZERS.get(spec.optimizer), spec, world)
         if self._rank == 0:
             from harness.environment import capture
@@ -192,7 +193,9 @@ class _Rank:
             collector.start(observed)
         if world.size == 1 and world.backend is not None and self._rank == 0:
             self._writer.note(f"{spec.strategy} on one rank has nobody to exchange with: the same as single")
-        self._steps(engine, workload, world, collectors)
+        shard = DataShard(world.rank, world.size, spec.global_batch or 1, spec.accumulation, spec.seed)
+        batches = contract.checked(workload.batches(shard), shard)
+        self._steps(engine, workload, batches, world, collectors)
         for collector in collectors:
             self._writer.readings(collector.stop())
         if self._rank == 0:
@@ -200,16 +203,22 @@ class _Rank:
 
             found: dict[str, Any] = getattr(workload, "facts", dict)()
             self._writer.facts({**engine.facts(), "workload": json_safe(found)})
+        self._trace(engine, workload, batches, world, collectors, imported_rss_bytes)
         engine.close()
         if world.backend is not None:
             torch.distributed.destroy_process_group()
 
-    def _steps(self, engine: Engine, workload: Workload, world: World, collectors: Sequence[Collector]) -> None:
+    def _steps(
+        self,
+        engine: Engine,
+        workload: Workload,
+        batches: Iterator[Batch],
+        world: World,
+        collectors: Sequence[Collector],
+    ) -> None:
         from harness import contract
 
         spec = self._spec
-        shard = DataShard(world.rank, world.size, spec.global_batch or 1, spec.accumulation, spec.seed)
-        batches = contract.checked(workload.batches(shard), shard)
         gc.collect()
         gc.freeze()  # what exists by now stays: later collections need not walk it
         stream = steps(engine, batches, spec, world.device, collectors)
@@ -229,6 +238,46 @@ class _Rank:
                     collector.evaluated(turn.end, self._train_time_s, values)
         for collector in collectors:
             self._writer.readings(collector.turn())  # the last evaluation
+
+    def _trace(
+        self,
+        engine: Engine,
+        workload: Workload,
+        batches: Iterator[Batch],
+        world: World,
+        collectors: Sequence[Collector],
+        imported_rss_bytes: int,
+    ) -> None:
+        """Trace a few further steps for the collectors that ask for it; what fails here spoils no good run."""
+        from harness.tracing.reading import ReadsTrace, Traced
+
+        readers = [collector for collector in collectors if isinstance(collector, ReadsTrace)]
+        if not readers:
+            return
+        from harness.tracing.expected import expected
+        from harness.tracing.recording import record
+
+        spec, trace, prediction = self._spec, None, None
+        try:
+            trace = record(engine, batches, spec.accumulation, world, workload, _resident_bytes)
+        except Exception as error:  # noqa: BLE001  # the engine's, the workload's or the profiler's: told
+            traceback.print_exc()
+            self._writer.note(f"the traced steps failed on rank {self._rank}: {_cause(error)[1]}")
+        try:
+            traits = OPTIMIZERS.get(spec.optimizer).traits
+            prediction = expected(strategy(spec.strategy), workload, traits, spec, world)
+        except Exception as error:  # noqa: BLE001  # likewise: theory that fails is no theory
+            traceback.print_exc()
+            self._writer.note(f"{spec.strategy} predicts nothing: {_cause(error)[1]}")
+        traced = Traced(trace, prediction, world, imported_rss_bytes)
+        for reader in readers:
+            self._writer.readings(reader.traced(traced))
+
+
+def _resident_bytes() -> int:
+    from harness.collectors.memory import resident_bytes
+
+    return resident_bytes()
 
 
 def _join(spec: RunSpec) -> World:

@@ -7,4 +7,6 @@ REGISTRY = {
     "nvml": "harness.collectors.nvml:NVML",
     "convergence": "harness.collectors.convergence:Convergence",
     "compiler": "harness.collectors.compiler:Compiler",
+    "ledger": "harness.collectors.ledger:MemoryLedger",
+    "communication": "harness.collectors.communication:Communication",
 }

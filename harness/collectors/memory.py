@@ -12,9 +12,11 @@ import torch
 
 from harness.interfaces import Reading
 from harness.record import MetricInfo
+from harness.tracing.extents import extent, local_parts
+from harness.tracing.storages import length, union
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
@@ -118,9 +120,9 @@ def occupied(tensors: Iterable[tuple[Category, Tensor]]) -> dict[Category, int]:
     spans: dict[Category, dict[str, list[Span]]] = {category: {} for category in CATEGORIES}
     for category, tensor in tensors:
         for part in local_parts(tensor):
-            span = _span(part)
-            if span is not None:
-                spans[category].setdefault(str(part.device), []).append(span)
+            place = extent(part)
+            if place is not None:
+                spans[category].setdefault(place.device, []).append((place.first, place.end))
     held: dict[Category, int] = {}
     covered: dict[str, list[Span]] = {}  # by device: two devices may use the same addresses
     for category, by_device in spans.items():
@@ -128,39 +130,8 @@ def occupied(tensors: Iterable[tuple[Category, Tensor]]) -> dict[Category, int]:
         for device, found in by_device.items():
             before = covered.get(device, [])
             covered[device] = union([*before, *found])
-            held[category] += _length(covered[device]) - _length(before)
+            held[category] += length(covered[device]) - length(before)
     return held
-
-
-def local_parts(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the plain tensors of this rank that a tensor consists of.
-
-    A DTensor gives its local shard, a wrapper (a quantised state, say) what it wraps, a sparse tensor its indices
-    and values.
-    """
-    if hasattr(tensor, "to_local"):
-        with torch.no_grad():
-            yield from local_parts(tensor.to_local())
-    elif hasattr(tensor, "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()
-        for name in names:
-            yield from local_parts(getattr(tensor, name))
-    elif tensor.layout is torch.sparse_coo:
-        yield tensor._indices()  # noqa: SLF001  # indices() insists on a coalesced tensor
-        yield tensor._values()  # noqa: SLF001  # likewise
-    elif tensor.layout is torch.strided:
-        yield tensor
-
-
-def union(spans: Iterable[Span]) -> list[Span]:
-    """Return the same addresses as disjoint spans in ascending order."""
-    merged: list[Span] = []
-    for first, end in sorted(spans):
-        if merged and first <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((first, end))
-    return merged
 
 
 def resident_bytes() -> int:
@@ -187,19 +158,6 @@ def peak_resident_bytes(status: Path = Path("/proc/self/status")) -> int:
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _span(tensor: Tensor) -> Span | None:
-    """Return the addresses of a plain tensor; None: it has no memory (meta, empty, a freed shard)."""
-    if tensor.device.type == "meta" or tensor.numel() == 0 or tensor.untyped_storage().nbytes() == 0:
-        return None
-    first = tensor.data_ptr()
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return (first, first + (last + 1) * tensor.element_size())
-
-
-def _length(spans: Iterable[Span]) -> int:
-    return sum(end - first for first, end in spans)
 
 
 def _ask(what: str, device: torch.device) -> int | None:

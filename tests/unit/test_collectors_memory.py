@@ -7,7 +7,8 @@ from collector_runs import train
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.collectors.memory import Memory, occupied, peak_resident_bytes, resident_bytes, union
+from harness.collectors.memory import Memory, occupied, peak_resident_bytes, resident_bytes
+from harness.tracing.storages import union
 
 
 def test_the_bytes_of_a_line_under_adamw_are_exact():
@@ -57,7 +58,7 @@ def test_growth_is_unknown_where_nothing_came_after_the_warm_up():
 def test_views_and_tied_weights_are_counted_once():
     flat = torch.zeros(100)
     assert occupied([("parameters", flat[:60]), ("parameters", flat[40:]), ("parameters", flat)]) == {
-        "parameters": 400, "gradients": 0, "master": 0, "state": 0, "buffers": 0,
+        "parameters": 400, "gradients": 0, "master": 0, "state": 0, "buffers": 0, "communication": 0,
     }  # fmt: skip
 
 
