@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.reports import quantities
+from harness.reports import ledger, quantities
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,7 +127,11 @@ def _notes(members: Sequence[RunRecord]) -> Sequence[RenderableType]:
             name = _label(record, members)
             told = f"{record.outcome.replace('_', ' ')}: {record.reason or 'no reason recorded'}"
             notes.append(Text(f"  {name} {told} [{record.run_id}]"))
-        notes += [Text(f"  {record.spec.get('optimizer')}: {note}", style="yellow") for note in record.notes]
+        flagged = ledger.unattributed(record)
+        notes += [
+            Text(f"  {record.spec.get('optimizer')}: {note}", style="yellow")
+            for note in [*record.notes, *([flagged] if flagged else [])]
+        ]
     return notes + same_code(members)
 
 

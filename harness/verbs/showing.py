@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.reports import quantities
+from harness.reports import ledger, quantities
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ def _distinct(sorted_ids: Sequence[str], least: int = 20) -> int:
 
 
 def run(record: RunRecord) -> RenderableType:
-    """Return a run's spec, what really ran, and every metric."""
+    """Return a run's spec, what really ran, its memory and communication, and every other metric."""
     spec = {key: value for key, value in record.spec.items() if value not in (None, {}, [])}
     parts: list[RenderableType] = [
         Text(f"run {record.run_id}: {record.outcome}", style="bold"),
@@ -68,6 +68,7 @@ def run(record: RunRecord) -> RenderableType:
         Text(""),
         *_facts(record),
         *_environment(record),
+        *ledger.render(record),
         _metrics(record),
         *(Text(note, style="yellow") for note in record.notes),
     ]
@@ -117,6 +118,8 @@ def _metrics(record: RunRecord) -> RenderableType:
     for name in ("value", "p10", "p90", "p99"):
         table.add_column(name, justify="right", no_wrap=True)
     for metric in record.metrics.values():
+        if ledger.is_told(metric.name):
+            continue
         quantiles = metric.quantiles or {}
         table.add_row(
             metric.name,

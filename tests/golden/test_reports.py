@@ -96,6 +96,49 @@ def test_a_runs_page_fits_80_columns():
     matches("show.txt", text)
 
 
+def traced() -> RunRecord:
+    """A run with a ledger, 18 % of whose peak nobody claims."""
+    mib = 1 << 20
+    held = {"parameters": 4, "gradients": 4, "state": 8, "communication": 4, "activations": 20, "temporaries": 4}
+    expected = {"parameters": 4, "gradients": 4, "state": 8, "master": 0}
+    found = {
+        "ledger_peak_bytes": 49 * mib,
+        **{f"ledger_{name}_bytes": size * mib for name, size in held.items()},
+        **{f"ledger_{name}_at_peak_bytes": size * mib for name, size in held.items() if name != "temporaries"},
+        **{f"ledger_{name}_expected_bytes": size * mib for name, size in expected.items()},
+        "ledger_unattributed_bytes": 10 * mib,
+        "ledger_unattributed_at_peak_bytes": 9 * mib,
+        "ledger_unattributed_growth_bytes": mib,
+        "ledger_rss_above_imports_bytes": 200 * mib,
+        "communication_payload_bytes": 12 * mib,
+        "communication_wire_bytes": 8 * mib,
+        "communication_all_reduce_per_step": 1,
+        "communication_all_reduce_payload_bytes": 4 * mib,
+        "communication_all_reduce_expected_bytes": 4 * mib,
+        "communication_all_reduce_float32_payload_bytes": 4 * mib,
+        "communication_all_gather_per_step": 11.5,
+        "communication_all_gather_payload_bytes": 8 * mib,
+        "communication_all_gather_bfloat16_payload_bytes": 2 * mib,
+        "communication_all_gather_float32_payload_bytes": 6 * mib,
+        "communication_broadcast_payload_bytes": 0,
+        "communication_time_s": 0.004,
+        "communication_hidden_time_s": 0.003,
+    }
+    base = record("adamw/foreach", 9)
+    metrics = {name: metric(name, size, "B", per_rank=(size, size)) for name, size in found.items()}
+    return base.model_copy(update={"metrics": {**base.metrics, **metrics}})
+
+
+def test_a_traced_runs_page_tells_memory_and_communication_beside_what_was_expected():
+    text = text_of(show_run(traced()))
+    assert max(len(line) for line in text.splitlines()) <= 80
+    matches("show-traced.txt", text)
+
+
+def test_the_table_flags_memory_that_nobody_claims():
+    assert "18% of the peak is unattributed" in " ".join(text_of(render([traced()])).split())
+
+
 def test_a_plan_for_a_machine_with_eight_gpus_names_commands_and_reasons():
     specs = [
         RunSpec(workload="gpt", size="small", optimizer=name, strategy="ddp", world_size=8, lr=0.001)
