@@ -17,6 +17,7 @@ from harness.optimizers.construct import facts as optimizer_facts
 from harness.optimizers.construct import set_lr
 from harness.parameter_groups import parameter_groups
 from harness.strategies.clipping import clip
+from harness.strategies.held import kept
 from harness.strategies.in_backward import InBackward
 from harness.strategies.initialising import build, cast_inputs, initialise
 from harness.strategies.operators import StepOperators
@@ -250,7 +251,7 @@ class TorchEngine:
             yield "buffers", buffer
         if self._stepped is not None:
             yield from self._stepped.tensors()
-        for key, tensor in _kept(self._real_optimizer):
+        for key, tensor in kept(self._real_optimizer):
             yield ("master" if "master" in key else "state"), tensor
 
     def facts(self) -> dict[str, JsonValue]:
@@ -326,24 +327,3 @@ def _dtype(dtype: torch.dtype) -> str:
 
 def _dtypes(tensors: Iterable[Tensor]) -> list[JsonValue]:
     return list(dict.fromkeys(_dtype(tensor.dtype) for tensor in tensors))
-
-
-def _kept(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """Walk state and attributes of an optimizer for tensors; its own parameters are not among them."""
-    parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    seen: set[int] = set()
-    attributes = {k: v for k, v in vars(optimizer).items() if k not in {"param_groups", "state", "defaults"}}
-    stack: list[tuple[str, object]] = [*attributes.items(), *(("", v) for v in dict(optimizer.state).values())]
-    while stack:
-        key, found = stack.pop()
-        if id(found) in seen or id(found) in parameters:
-            continue
-        if isinstance(found, Tensor):
-            seen.add(id(found))
-            yield key, found
-        elif isinstance(found, dict):
-            seen.add(id(found))
-            stack += [(f"{key}.{name}", inner) for name, inner in found.items()]
-        elif isinstance(found, (list, tuple)):
-            seen.add(id(found))
-            stack += [(key, inner) for inner in found]
