@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness import gauges, plan, registry, system
+from harness import gauges, links, plan, registry, system
 from harness.remedies import Missing, missing
 from harness.reports import quantities
 from harness.spec import RunSpec
@@ -77,6 +77,8 @@ class Doctor(BaseModel):
     memory_bandwidth_bytes_per_s: float | None
     """Measured while examined, all usable cores at work; other load on the machine lowers it."""
     accelerators: tuple[str, ...]
+    links: links.Links
+    """Collectives between the present ranks."""
     versions: dict[str, str | None]
     optimizers: tuple[Part, ...]
     strategies: tuple[Part, ...]
@@ -87,7 +89,7 @@ class Doctor(BaseModel):
 
 
 def examine(machine: Machine) -> Doctor:
-    """Examine this machine, which takes about two seconds.
+    """Examine this machine, which takes some fifteen seconds, most of them between ranks.
 
     Args:
         machine: what the probe found here.
@@ -106,6 +108,7 @@ def examine(machine: Machine) -> Doctor:
             f"{each.name}, {quantities.size(each.memory_bytes)}, {each.type} {each.capability or ''}".rstrip()
             for each in machine.accelerators
         ),
+        links=links.measure(machine),
         versions=_versions(machine),
         optimizers=tuple(_optimizers(machine)),
         strategies=tuple(_strategies(machine)),
@@ -199,6 +202,7 @@ def render(doctor: Doctor) -> RenderableType:
     """Return the examination for people, readable in 80 columns and without colour."""
     parts: list[RenderableType] = [_machine_table(doctor), Text("")]
     parts += [_heading("Noise now"), _noise_table(doctor.noise), Text("")]
+    parts += _links_parts(doctor.links)
     parts += [_heading("Can run"), _able_table(doctor), Text("")]
     unable = _unable_table([*doctor.optimizers, *doctor.strategies])
     if unable.row_count:
@@ -256,6 +260,24 @@ def _noise_table(noise: Noise) -> Table:
     heavy = [f"{each.name} ({each.pid}) {each.cores:.1f} cores" for each in noise.processes[:5]]
     table.add_row("others", Text("\n".join(heavy) or "none"))
     return table
+
+
+def _links_parts(found: links.Links) -> list[RenderableType]:
+    """Return the collectives' bus bandwidths, a row a message size; or why there are none."""
+    ranks = f"{found.ranks} rank{'s' if found.ranks > 1 else ''} on {'CPUs' if found.device == 'cpu' else 'GPUs'}"
+    if not found.rates:
+        return [_heading(f"Between {ranks}"), Text(f"not measured: {found.reason or 'unknown'}"), Text("")]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("message", no_wrap=True)
+    sizes: dict[int, list[str]] = {}
+    for rate in found.rates:
+        told = f"{quantities.rate(rate.bus_bandwidth_bytes_per_s)}B/s in {quantities.seconds(rate.time_s)}"
+        sizes.setdefault(rate.message_bytes, []).append(told)
+    for name in dict.fromkeys(rate.collective for rate in found.rates):
+        table.add_column(name.replace("_", "-"), justify="right", no_wrap=True)
+    for size, told_of in sizes.items():
+        table.add_row(quantities.size(size), *told_of)
+    return [_heading(f"Between {ranks}: bus bandwidth over {found.backend}"), table, Text("")]
 
 
 def _able_table(doctor: Doctor) -> Table:

@@ -4,16 +4,20 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from rich.console import Console
 
-from harness import doctor, gauges, remedies
+from harness import doctor, gauges, links, remedies
 from harness.doctor import Doctor, Noise, Process, advice, examine, render
 from harness.inspection import constructors
 from harness.machine import Accelerator, Machine
 from harness.registry import OPTIMIZERS
 
 QUIET = Noise(steal_ratio=0.0, load_average=0.1, timer_resolution_s=5e-8, jitter_ratio=1.05, processes=())
+
+
+GPU = Accelerator(index=0, type="cuda", name="H100", memory_bytes=80 << 30, capability="9.0")
 
 
 def a_machine(**fields):
@@ -27,7 +31,8 @@ def a_machine(**fields):
             "python": "3.12.4",
             "torch": "2.9.0+cpu",
             "compilers": {"c++": "c++ (Debian 12.2.0-14) 12.2.0", "ninja": "1.12.1", "nvcc": None},
-            "packages": {"torch": "2.9.0+cpu", "deepspeed": "0.19.8", "apex": None},
+            "packages": {"torch": "2.9.0+cpu", "deepspeed": "0.19.8", "apex": None}
+            | dict.fromkeys(remedies.THIRD_PARTY, "1.0"),
             **fields,
         }
     )
@@ -69,11 +74,46 @@ def test_measured_values_are_plausible(examined):
     assert examined.cores_present == os.cpu_count()
 
 
+def test_collectives_are_timed_between_two_ranks(examined):
+    found = examined.links
+    assert (found.ranks, found.device, found.backend, found.reason) == (2, "cpu", "gloo", None)
+    assert {rate.collective for rate in found.rates} == set(links.COLLECTIVES)
+    for rate in found.rates:
+        assert rate.algorithm_bandwidth_bytes_per_s == pytest.approx(rate.message_bytes / rate.time_s)
+        share = rate.bus_bandwidth_bytes_per_s / rate.algorithm_bandwidth_bytes_per_s
+        assert share == pytest.approx(1 if rate.collective == "all_reduce" else 0.5)  # nccl-tests, N = 2
+        assert 1e3 < rate.bus_bandwidth_bytes_per_s < 1e12
+    by_size = [rate.bus_bandwidth_bytes_per_s for rate in found.rates if rate.collective == "all_reduce"]
+    assert max(by_size) > 10 * by_size[0]  # 1 KiB is all latency
+
+
+def test_a_world_that_cannot_start_is_told_with_its_reason():
+    broken = {**os.environ, "GLOO_SOCKET_IFNAME": "no-such-interface"}
+    found = links.measure(a_machine(), base=broken)
+    assert found.rates == ()
+    assert "no-such-interface" in found.reason
+    assert links.measure(a_machine(torch=None)).reason == "torch is missing: pip install torch"
+    assert "not measured: one accelerator" in printed_links(links.measure(a_machine(accelerators=(GPU,))))
+
+
+def test_a_world_that_hangs_is_ended_at_its_limit():
+    before = set(psutil.Process().children(recursive=True))
+    assert links.measure(a_machine(), limit_s=1.0).reason == "not done after 1 s"
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+def printed_links(found):
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    for part in doctor._links_parts(found):
+        console.print(part)
+    return console.file.getvalue()
+
+
 def test_people_read_it_in_80_columns_without_colour(examined):
     text = printed(examined)
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "\x1b" not in text
-    for word in ("node-1", "2.9.0+cpu", "measured now", "Cannot run", "adamw"):
+    for word in ("node-1", "2.9.0+cpu", "measured now", "bus bandwidth over gloo", "Cannot run", "adamw"):
         assert word in text
 
 
@@ -118,6 +158,11 @@ def test_a_machine_that_has_everything_misses_nothing(tmp_path):
         ({"compilers": {"c++": None, "ninja": "1.12"}}, "C++ compiler", "g++"),
         ({"compilers": {"c++": "12", "ninja": None}}, "ninja", "pip install ninja"),
         ({"packages": {"deepspeed": None}}, "DeepSpeed", "pip install 'optbench[deepspeed]'"),
+        (
+            {"packages": dict.fromkeys(("torchao", "heavyball"), "1.0")},
+            "bitsandbytes, pytorch-optimizer, schedulefree",
+            "pip install 'optbench[third-party]'",
+        ),
     ],
 )
 def test_each_missing_part_comes_with_its_remedy(tmp_path, fields, part, remedy):
