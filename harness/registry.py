@@ -160,10 +160,16 @@ class OptimizerRegistry(Registry):
 
     def remedy(self, name: str) -> str | None:
         """Return what to write instead of an unknown name, and which installed families are broken."""
-        told = super().remedy(name)
+        told = super().remedy(name) or self._misspelt(name)
         if told is None or not self._broken:
             return told
         return f"{told}; broken entry points: " + "; ".join(f"{k}: {v}" for k, v in self._broken.items())
+
+    def _misspelt(self, name: str) -> str | None:
+        """Return the near names where a family has many of that prefix, ``pytorch_optimizer:``, but not this."""
+        prefix = name.partition(":")[0] + ":"
+        known = [each for each in self.names() if each.startswith(prefix)]
+        return suggest(name, known) if known and name not in known else None
 
     def targets(self) -> dict[str, str]:
         """Return every name with the class that it constructs."""

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/install.sh
 source launch/install.sh
-install_optbench deepspeed,dev
+install_optbench deepspeed,third-party,dev
 export PATH="$PWD/.venv/bin:$PATH"
 ruff format --check .
 ruff check .

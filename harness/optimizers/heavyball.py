@@ -1,4 +1,4 @@
-"""heavyball's optimizers, which compile their parts when they first run and take gradients away as they step.
+"""heavyball's optimizers, which compile their parts on accelerators and take gradients away as they step.
 
 Most of its classes differ from the algorithms of the same name elsewhere (eps is a lower bound, not a summand;
 averages instead of sums), so that they stand under algorithms of their own.
@@ -10,6 +10,8 @@ import importlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from harness.optimizers.construct import facts, note_arguments
+from harness.optimizers.implementation import device_type
 from harness.optimizers.third_party import ThirdParty, import_error, no_compiler
 
 if TYPE_CHECKING:
@@ -22,13 +24,13 @@ if TYPE_CHECKING:
     from harness.machine import Machine
     from harness.spec import RunSpec
 
-COMPILE_MODE = "max-autotune-no-cudagraphs"
-"""heavyball's own default."""
+OWN_MODE = "max-autotune-no-cudagraphs"
+"""heavyball's own default, with which a step of SOAP on a small transformer compiles for minutes on a CPU."""
 
-UNCOMPILED = "none"
-"""Value of ``compile_mode`` that runs every part eagerly."""
+AUTO, EAGER = "auto", "none"
+"""Values of ``compile_mode``: heavyball's own on accelerators and eager on CPUs, or eager everywhere."""
 
-_MODES = (COMPILE_MODE, "default", "reduce-overhead", "max-autotune", UNCOMPILED)
+_MODES = (AUTO, EAGER, OWN_MODE, "default", "reduce-overhead", "max-autotune")
 
 
 class Heavyball(ThirdParty):
@@ -55,23 +57,24 @@ class Heavyball(ThirdParty):
             "heavyball",
             f"heavyball:{class_name}",
             fixed=fixed,
-            more={"compile_mode": COMPILE_MODE},
+            more={"compile_mode": AUTO},
             # storage_dtype is float32, whatever the parameters' dtype is.
-            traits={"state_follows_parameters": False, "dtensor": "undeclared"},
+            traits={"state_follows_parameters": False, "dtensor": "undeclared", "compiled": True},
         )
         self._renamed = dict(renamed or {})
 
     def unavailable(self, spec: RunSpec, machine: Machine) -> str | None:
         """Return what is missing: the package, or what torch.compile needs."""
         missing = super().unavailable(spec, machine)
-        if missing is not None or spec.optimizer_options.get("compile_mode") == UNCOMPILED:
+        mode = _mode(spec, device_type(spec, machine))
+        if missing is not None or mode == EAGER:
             return missing
         reason = no_compiler(spec, machine, self.name)
-        return None if reason is None else f"{reason}; or --set optimizer.compile_mode={UNCOMPILED}"
+        return None if reason is None else f"{reason}; or --set optimizer.compile_mode={EAGER}"
 
     def unsupported(self, spec: RunSpec, workload: WorkloadTraits, machine: Machine) -> str | None:
         """Refuse, beside what every implementation does, a mode that torch.compile does not have."""
-        mode = spec.optimizer_options.get("compile_mode", COMPILE_MODE)
+        mode = spec.optimizer_options.get("compile_mode", AUTO)
         if mode not in _MODES:
             return f"compile_mode = {mode!r} is unknown; use one of {', '.join(_MODES)}"
         return super().unsupported(spec, workload, machine)
@@ -96,9 +99,21 @@ class Heavyball(ThirdParty):
 
     def build(self, groups: Sequence[ParamGroup], spec: RunSpec) -> torch.optim.Optimizer:
         """Set how its parts are compiled, which is one setting of the whole process, and construct the class."""
-        mode = spec.optimizer_options.get("compile_mode", COMPILE_MODE)
-        vars(importlib.import_module("heavyball.utils"))["compile_mode"] = None if mode == UNCOMPILED else mode
-        return super().build(groups, spec)
+        mode = _mode(spec, groups[0].parameters[0].device.type)
+        vars(importlib.import_module("heavyball.utils"))["compile_mode"] = None if mode == EAGER else mode
+        optimizer = super().build(groups, spec)
+        received = facts(optimizer)["arguments"]
+        assert isinstance(received, dict), "construct has noted them"
+        note_arguments(optimizer, {**received, "compile_mode": mode})
+        return optimizer
+
+
+def _mode(spec: RunSpec, device: str) -> str:
+    """Return how the parts are compiled on a device."""
+    asked = str(spec.optimizer_options.get("compile_mode", AUTO))
+    if asked != AUTO:
+        return asked
+    return EAGER if device == "cpu" else OWN_MODE
 
 
 _PLAIN_SGD: dict[str, JsonValue] = {

@@ -108,6 +108,7 @@ UNFIT: Mapping[str, str] = MappingProxyType(
         "distributedmuon": f"{_GROUPS} and it spreads them over ranks itself; use muon/forloop",
         "lbfgs": f"{_CLOSURE}; use lbfgs/forloop",
         "lomo": f"{_MODEL} and it steps during backward; use sgd/foreach",
+        "lorarite": "it takes the pairs of factors of LoRA; use adamw/foreach",
         "muon": f"{_GROUPS}; use muon/forloop",
         "muonclip": f"{_GROUPS}; use muon/forloop",
         "normuon": f"{_GROUPS}; use muon/forloop",

@@ -51,6 +51,7 @@ class LowBit(ThirdParty):
                 "state_bytes": 2 * (code_bytes + 4 / block),
                 "state_dtypes": (dtype,),
                 "state_follows_parameters": False,
+                "compiled": True,
             },
         )
 

@@ -109,8 +109,10 @@ def _names(of: registry.Registry) -> list[Row]:
 def table(kind: str, found: list[Row]) -> RenderableType:
     """Return the rows as a table for 80 columns; what several rows would say stands once below it."""
     reasons = list(dict.fromkeys(row["reason"] for row in found if row.get("reason")))
+    below: list[Text] = []
     if kind == "optimizers":
-        found = _optimizer_cells(found, reasons)
+        below = _many_names(found, reasons)
+        found = _optimizer_cells([row for row in found if _package(row) is None], reasons)
     columns = {
         "workloads": ("name", "size", "parameters", "global_batch", "target"),
         "optimizers": ("name", "runs here", "options"),
@@ -127,6 +129,7 @@ def table(kind: str, found: list[Row]) -> RenderableType:
     about = {row["name"]: row["summary"] for row in found} if kind == "workloads" else {}
     return Group(
         shown,
+        *below,
         *([Text("")] if about or reasons else []),
         *(Text(f"{name}: {summary}") for name, summary in about.items()),
         *(Text(f"{number}  {reason}") for number, reason in enumerate(reasons, start=1)),
@@ -143,6 +146,27 @@ def _optimizer_cells(found: list[Row], reasons: list[str]) -> list[Row]:
         verdict = "yes" if row["runs"] else f"no, see {reasons.index(row['reason']) + 1}"
         cells.append({**row, "runs here": verdict, "options": None if alike else row["options"]})
     return cells
+
+
+def _package(row: Row) -> str | None:
+    """Return the package of a name such as ``pytorch_optimizer:lion``; None: an algorithm/implementation."""
+    package, colon, _ = str(row["name"]).partition(":")
+    return package if colon else None
+
+
+def _many_names(found: list[Row], reasons: list[str]) -> list[Text]:
+    """Return a paragraph for each package of many names: those that run here, then the others."""
+    packages = dict.fromkeys(filter(None, map(_package, found)))
+    lines = []
+    for package in packages:
+        rows = [row for row in found if _package(row) == package]
+        names = {row["name"]: str(row["name"]).partition(":")[2] for row in rows}
+        run = [names[row["name"]] for row in rows if row["runs"]]
+        no = [f"{names[row['name']]} (see {reasons.index(row['reason']) + 1})" for row in rows if not row["runs"]]
+        lines += [Text(""), Text(f"{package}:NAME, options with --json; NAME is one of")]
+        lines += [Text(f"  runs here: {', '.join(run)}")] if run else []
+        lines += [Text(f"  does not: {', '.join(no)}")] if no else []
+    return lines
 
 
 def _algorithm(row: Row) -> str:
