@@ -26,6 +26,7 @@ pytestmark = pytest.mark.timeout(3600)
 
 STEPS, FEW = 20, 3
 CLIP = 0.5
+SLOWEST = 10  # cells whose time is shown where a test fails
 
 BOUND = 1e-5
 """Largest relative difference of a loss from ``single``'s, element-wise algorithms in fp32."""
@@ -65,6 +66,10 @@ def cell(optimizer: str, name: str, ranks: int, **fields) -> RunSpec:
 
 def planned(specs: Iterable[RunSpec]):
     return plan(list(specs), machine()).cells
+
+
+def resolved(spec: RunSpec) -> RunSpec:
+    return planned([spec])[0].spec
 
 
 def distributed() -> list[str]:
@@ -127,6 +132,8 @@ def trained(specs: Sequence[RunSpec]) -> list[tuple[worlds.Ran, worlds.Ran]]:
     kernels.ensure(sorted(wanted), print, "cpu")
     ran = worlds.run([*needed.values(), *specs], limit_s=3000)
     references = dict(zip(needed, ran, strict=False))
+    for slow in sorted(ran, key=lambda each: -each.took_s)[:SLOWEST]:
+        print(f"{slow.took_s:.1f} s: {slow}")
     return [(each, references[reference(each.spec).model_dump_json()]) for each in ran[len(needed) :]]
 
 
@@ -201,6 +208,20 @@ def test_every_precision_trains_or_says_why_not(precision):
         for way in distributed()
     ]
     assert faults(specs) == []
+
+
+def test_the_comparison_goes_red_when_deepspeed_is_left_to_clip_by_its_default():
+    spec = resolved(cell("sgd-momentum/foreach", "zero1", 2))
+    ran, alone = worlds.run([spec, reference(spec)], patch="no-clipping-entry")
+    assert difference(ran.losses, alone.losses) > 100 * BOUND
+
+
+def test_the_comparison_goes_red_when_a_tensorwise_optimizer_is_forced_through_zero1():
+    pytest.importorskip("pytorch_optimizer")
+    spec = resolved(cell("pytorch_optimizer:lamb", "zero1", 2))
+    assert planned([spec])[0].unsupported
+    ran, alone = worlds.run([spec, reference(spec)])  # past the plan
+    assert difference(ran.losses, alone.losses) > 100 * BOUND
 
 
 @pytest.mark.exhaustive

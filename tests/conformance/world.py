@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import sys
+import time
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -71,24 +72,10 @@ def unclipped_config_left_out():
         deepspeed.initialize = real
 
 
-@contextlib.contextmanager
-def undefended():
-    """Lets an undeclared optimizer be flattened without the probe that would refuse it."""
-    from harness.strategies import deepspeed as ours
-
-    kept = ours.PROBES
-    ours.PROBES = False
-    try:
-        yield
-    finally:
-        ours.PROBES = kept
-
-
 PATCHES = {
     None: contextlib.nullcontext,
     "muon-fp32": muon_in_fp32,
     "no-clipping-entry": unclipped_config_left_out,
-    "undefended": undefended,
 }
 
 
@@ -173,7 +160,9 @@ def main(cells, out):
     world = World(rank, size, rank, torch.device("cpu"), "gloo")
     with (out / f"rank-{rank}.jsonl").open("a", encoding="utf-8") as lines:
         for cell in json.loads(cells.read_text(encoding="utf-8")):
+            started = time.monotonic()
             found = tried(cell, world)
+            found["took_s"] = time.monotonic() - started
             print(json.dumps(found), file=lines, flush=True)
             if found["outcome"] == "failed":
                 os._exit(1)  # perhaps alone, and the others wait in a collective: the next cell needs a new world

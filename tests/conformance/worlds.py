@@ -41,6 +41,10 @@ class Ran:
         return found[0] if found else (self.log[-2000:] if self.outcome == "failed" else None)
 
     @property
+    def took_s(self) -> float:
+        return max(rank.get("took_s", 0.0) for rank in self.ranks)
+
+    @property
     def losses(self) -> list[float]:
         assert self.outcome == "completed", f"{self}: {self.reason}"
         return self.ranks[0]["losses"]
