@@ -7,6 +7,7 @@ storages were kept. Collectives are counted over the last two.
 
 from __future__ import annotations
 
+import functools
 import gc
 import warnings
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from harness.errors import OptbenchError
 from harness.interfaces import Phase
-from harness.tracing.collectives import ITEM_BYTES, Call, Tensors, call
+from harness.tracing.collectives import Call, Tensors, call
 from harness.tracing.extents import extent, local_parts
 from harness.tracing.ledger import Mark
 from harness.tracing.storages import Extent, Heap, Storage
@@ -191,7 +192,7 @@ class _Pass:
         reader = _Reader(self._looks, self._present, self._foreign, self._groups)
         for event in _in_time(results.experimental_event_tree()):
             reader.take(event)
-        reader.heap.close(_whole(tensor.untyped_storage()) for tensor in _live_tensors())
+        reader.heap.close(lambda: (_whole(tensor.untyped_storage()) for tensor in _live_tensors()))
         counted = [reader.span(step) for step in COUNTED_CALLS]
         collective, other = _kernels(results, counted) if device.type == "cuda" else (None, None)
         calls = tuple(tuple(reader.calls.get(step, ())) for step in COUNTED_CALLS)
@@ -231,11 +232,11 @@ class _Reader:
         elif event.tag == _EventType.TorchOp:
             if event.name.startswith(MARK):
                 self._look(self._looks[int(event.name.removeprefix(MARK))], event.start_time_ns)
-            elif event.extra_fields.inputs and not _own(event):
+            elif event.name.startswith("c10d::") or not _within_operator(event):
                 self._operator(event)
 
     def _allocation(self, time_ns: int, fields: Any) -> None:
-        device = str(fields.device)
+        device = _device(fields.device)
         if fields.alloc_size > 0:
             self.heap.allocate(Extent(device, fields.ptr, fields.ptr + fields.alloc_size), time_ns)
         else:
@@ -258,7 +259,7 @@ class _Reader:
                 storage = self.heap.sight(place, event.start_time_ns, event.end_time_ns)
                 if communicates:
                     storage.used_ns.append(event.start_time_ns)
-        if event.name.startswith("c10d::") and self.marks:
+        if event.name.startswith("c10d::") and self.marks and not _own(event):
             found = call(event.name, [_described(each) for each in event.extra_fields.inputs], self._groups)
             if found is not None:
                 self.calls.setdefault(self.marks[-1].step, []).append(found)
@@ -318,10 +319,12 @@ def _live_tensors() -> Iterator[Tensor]:
     has_storage = torch._C._has_storage  # noqa: SLF001  # the only way to ask without an exception
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # attributes of foreign subclasses may warn
+        plain: dict[type, bool] = {}
         for found in gc.get_objects():
-            # By type, not isinstance: proxies would import what they stand for.
-            plain = issubclass(type(found), Tensor) and type(found).__torch_dispatch__ is Tensor.__torch_dispatch__
-            if plain and found.device.type != "meta" and has_storage(found):
+            kind = type(found)  # not isinstance: proxies would import what they stand for
+            if kind not in plain:
+                plain[kind] = issubclass(kind, Tensor) and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+            if plain[kind] and found.device.type != "meta" and has_storage(found):
                 yield found
 
 
@@ -373,6 +376,11 @@ def _in_time(tree: Iterable[Any]) -> list[Any]:
     return sorted(events, key=lambda event: event.start_time_ns)
 
 
+def _within_operator(event: Any) -> bool:
+    """Whether an event is part of an operator of torch's own, whose arguments have been looked at."""
+    return event.parent is not None and event.parent.name.startswith("aten::")
+
+
 def _own(event: Any) -> bool:
     """Whether an event is the trace's own doing."""
     while event is not None:
@@ -407,7 +415,13 @@ def _sighted(tensor: Any) -> Extent | None:
     if not first or tensor.layout is not torch.strided or 0 in sizes or len(sizes) != len(strides):
         return None
     last = sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-    return Extent(str(tensor.device), first, first + (last + 1) * ITEM_BYTES.get(_dtype(tensor), 1))
+    return Extent(_device(tensor.device), first, first + (last + 1) * tensor.dtype.itemsize)
+
+
+@functools.cache
+def _device(device: torch.device) -> str:
+    """Return a device's name; there are few, and thousands of arguments."""
+    return str(device)
 
 
 def _kernels(results: Any, spans: Sequence[tuple[int, int]]) -> tuple[Kernels, Kernels]:

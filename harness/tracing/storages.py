@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 Claimant = Literal["parameters", "gradients", "master", "state", "buffers", "communication", "data"]
 """Who can say of a tensor that it is theirs: the engine, and the pass for what it fed in."""
@@ -94,12 +94,20 @@ class Heap:
             first, end = max(extent.first, storage.extent.first), min(extent.end, storage.extent.end)
             storage.claims.add((who, first, end))
 
-    def close(self, alive: Iterable[Extent]) -> None:
-        """End what collectives used, nobody claims and is not among the memory seen alive after the trace."""
-        seen = {(place.device, place.first) for place in alive}
-        for storage in self.storages:
-            dropped = storage.born_ns is not None and storage.died_ns is None and not storage.claims
-            if dropped and storage.used_ns and (storage.extent.device, storage.extent.first) not in seen:
+    def close(self, alive: Callable[[], Iterable[Extent]]) -> None:
+        """End what collectives used, nobody claims and is not among the memory seen alive after the trace.
+
+        Args:
+            alive: finds that memory, which takes a while; called where there is something to ask.
+        """
+        doubtful = [
+            storage
+            for storage in self.storages
+            if storage.used_ns and not storage.claims and storage.died_ns is None and storage.born_ns is not None
+        ]
+        seen = {(place.device, place.first) for place in alive()} if doubtful else set()
+        for storage in doubtful:
+            if (storage.extent.device, storage.extent.first) not in seen:
                 self._end(storage, storage.touched_ns or storage.used_ns[-1])
 
     def sight(self, extent: Extent, time_ns: int, end_ns: int) -> Storage:

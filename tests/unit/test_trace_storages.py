@@ -71,7 +71,7 @@ def test_what_a_collective_worked_on_ends_with_its_last_use_unless_it_is_seen_al
         heap.sight(at(first), 4, 6).used_ns.append(4)
     heap.claim("gradients", at(400))
     heap.allocate(at(100), 50)  # the release was not seen, the address is used again
-    heap.close([at(200)])
+    heap.close(lambda: [at(200)])
     assert [storage.died_ns for storage in heap.storages] == [6, None, 6, None, None]
 
 
