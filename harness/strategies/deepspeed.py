@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.optimizers.deepspeed import not_installed
-from harness.optimizers.implementation import has_sparse_gradients
+from harness.optimizers.implementation import device_type, has_sparse_gradients
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -20,16 +20,19 @@ if TYPE_CHECKING:
     from harness.spec import RunSpec
 
 _REPLICATED: dict[str, JsonValue] = {"communication_dtype": None}
-"""Options of stage 0. ``communication_dtype``: of reduced gradients; None: theirs."""
+"""Options of stage 0. ``communication_dtype``: what reduces gradients: ``fp32``, ``bf16``; None: their own."""
 
 _PARTITIONED: dict[str, JsonValue] = {
     **_REPLICATED,
     "overlap_comm": False,
     "contiguous_gradients": True,
     "reduce_scatter": True,
-    "reduce_bucket_size": 500_000_000,
+    "reduce_bucket_size": None,
+    "grad_accum_dtype": None,
 }
-"""Options of the stages that partition, with DeepSpeed's own defaults; bucket sizes are in elements."""
+"""Options of the stages that partition, with DeepSpeed's own defaults. Bucket sizes are in elements;
+``reduce_bucket_size`` None: DeepSpeed's 500 million, no more than the model has. ``grad_accum_dtype``: what
+gradients are accumulated in, ``fp32`` or ``bf16``; None: their own."""
 
 _FLAT: dict[str, JsonValue] = {
     **_PARTITIONED,
@@ -75,7 +78,9 @@ class _Zero:
             not_installed(machine)
             or self._unfit_workload(spec, workload)
             or self._unfit_optimizer(spec, optimizer)
-            or self._unfit_precision(spec)
+            or self._unfit_precision(spec, optimizer)
+            or self._unfit_host(spec, optimizer, machine)
+            or self._unfit_options(spec)
         )
 
     def _unfit_workload(self, spec: RunSpec, workload: WorkloadTraits) -> str | None:
@@ -96,6 +101,11 @@ class _Zero:
             )
         if optimizer.owns_reduction:
             return f"{spec.optimizer} averages gradients itself, {self.name} would average them twice"
+        if optimizer.evaluation_switch and (self.stage > 0 or spec.precision in {"bf16-master", "fp16"}):
+            return (
+                f"{spec.optimizer} evaluates other parameters than it trains, and {self.name} steps on copies "
+                "that its switch would not carry back into the model; use --strategy ddp"
+            )
         part = _PARTS.get(optimizer.granularity)
         if part is not None and self.stage > 0:
             return (
@@ -104,9 +114,37 @@ class _Zero:
             )
         return None
 
-    def _unfit_precision(self, spec: RunSpec) -> str | None:
-        if spec.precision not in {"fp32", "tf32"}:
-            return f"{self.name} computes in fp32 so far, asked for {spec.precision}; use --precision fp32"
+    def _unfit_precision(self, spec: RunSpec, optimizer: OptimizerTraits) -> str | None:
+        """Refuse bf16 states in host memory, which DeepSpeed has for its own Adam only."""
+        if spec.precision == "bf16-pure" and self.offload and "cpu_adam" not in optimizer.kernels:
+            return (
+                f"{self.name} keeps bf16 masters and states for DeepSpeedCPUAdam only; "
+                "use adamw/deepspeed-cpu, or --precision bf16-master"
+            )
+        return None
+
+    def _unfit_options(self, spec: RunSpec) -> str | None:
+        chosen = {**self.options, **spec.strategy_options}
+        for name in ("communication_dtype", "grad_accum_dtype"):
+            if chosen.get(name) not in {None, "fp32", "bf16"}:
+                return f'{name} = {chosen[name]!r} is no dtype of {self.name}; use "fp32" or "bf16"'
+        if chosen.get("grad_accum_dtype") is not None and spec.precision != "bf16-master":
+            return (
+                f"grad_accum_dtype is for bf16 gradients of parameters with fp32 masters, and {spec.precision} "
+                "has none; leave it out, or use --precision bf16-master"
+            )
+        return None
+
+    def _unfit_host(self, spec: RunSpec, optimizer: OptimizerTraits, machine: Machine) -> str | None:
+        """Refuse kernels for the device where the step is in host memory."""
+        if not self.offload or device_type(spec, machine) == "cpu":
+            return None
+        for_host = any(kernel.startswith("cpu_") for kernel in optimizer.kernels)
+        if optimizer.compiled or (optimizer.dtensor == "no" and not for_host):
+            return (
+                f"{self.name} steps on tensors in host memory, and {spec.optimizer} works on the device's; "
+                "use an implementation in plain torch, adamw/fused say, or adamw/deepspeed-cpu"
+            )
         return None
 
     def start(self, workload: Workload, optimizer: Optimizer, spec: RunSpec, world: World) -> Engine:

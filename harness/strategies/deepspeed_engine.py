@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,8 +18,11 @@ from harness.optimizers.deepspeed import import_deepspeed
 from harness.parameter_groups import parameter_groups
 from harness.registry import load
 from harness.strategies.deepspeed_config import configuration
+from harness.strategies.deepspeed_flat import check_flat
+from harness.strategies.deepspeed_start import started
 from harness.strategies.deepspeed_state import restore, saved
 from harness.strategies.deepspeed_tensors import live_tensors
+from harness.strategies.initialising import build, cast_inputs, initialise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -57,29 +59,49 @@ class DeepSpeedEngine:
     ) -> None:
         import_deepspeed(world.device.type)
         self._workload, self._world, self._entry, self._stage = workload, world, optimizer, stage
-        with world.device:
-            model = workload.build()
-        self._module = model.to(world.device)
-        _initialise(self._module, workload, spec.seed)
-        self._module.train()
+        self._autocast_dtype = torch.bfloat16 if spec.precision == "bf16" else None
+        self._module = self._build(spec)
         groups = parameter_groups(self._module.named_parameters(), workload.traits)
         self._groups: list[JsonValue] = [
             {"role": g.role, "tensors": len(g.names), "elements": sum(p.numel() for p in g.parameters)}
             for g in groups
         ]
         self._elements = sum(p.numel() for p in self._module.parameters() if p.requires_grad)
-        chosen: Callable[[RunSpec], Mapping[str, JsonValue] | None]
-        chosen = getattr(optimizer, "deepspeed_config", lambda _spec: None)
-        section = chosen(spec)
-        self.config = configuration(spec, stage, options, section, world_size=world.size, offload=offload)
-        for kernel in optimizer.traits.kernels:
-            kernels.load(kernel, world.device.type)
-        self._engine = _started(self._module, self.config, **_handed_over(optimizer, groups, spec, section))
-        self._optimizer: torch.optim.Optimizer = self._engine.basic_optimizer
-        if section is not None:
-            note_arguments(self._optimizer, cast("Mapping[str, Any]", section["params"]))
+        self._engine, self._optimizer = self._start(groups, spec, options, offload=offload)
         self._norm = _GradientNorm(self._engine) if spec.clip_norm is not None else None
         self._factor: float | None = 1.0
+
+    def _build(self, spec: RunSpec) -> nn.Module:
+        module = build(self._workload, self._world.device)
+        initialise(module, self._workload, spec.seed)
+        if spec.precision == "bf16-pure":
+            module.to(torch.bfloat16)
+        cast_inputs(module, spec.precision)
+        return module.train()
+
+    def _start(
+        self, groups: Sequence[ParamGroup], spec: RunSpec, options: Mapping[str, JsonValue], *, offload: bool
+    ) -> tuple[Any, torch.optim.Optimizer]:
+        """Return DeepSpeed's engine and the optimizer that really updates."""
+        entry, stage, world = self._entry, self._stage, self._world
+        for kernel in entry.traits.kernels:
+            kernels.load(kernel, world.device.type)
+        if stage > 0 and entry.traits.granularity == "undeclared":
+            check_flat(entry, groups, spec, stage, world.size)
+        chosen: Callable[[RunSpec], Mapping[str, JsonValue] | None]
+        chosen = getattr(entry, "deepspeed_config", lambda _spec: None)
+        section = chosen(spec)
+        self.config = configuration(
+            spec, stage, options, section, elements=self._elements, world_size=world.size, offload=offload
+        )
+        if section is None:
+            client = entry.build(groups, spec)
+            return started(self._module, self.config, optimizer=client), client
+        params = cast("Mapping[str, Any]", section["params"])
+        listed = torch_groups(groups, params["lr"], params.get("weight_decay"))
+        engine = started(self._module, self.config, model_parameters=listed)
+        note_arguments(engine.basic_optimizer, params)
+        return engine, engine.basic_optimizer
 
     def train_step(self, micro_batches: Sequence[Batch], mark: Callable[[Phase], None]) -> StepResult:
         """Forward and backward through the engine; its step clips and updates after the last micro-batch."""
@@ -88,7 +110,8 @@ class DeepSpeedEngine:
         last = len(micro_batches) - 1
         for index, batch in enumerate(micro_batches):
             mark(Phase.FORWARD)
-            loss = scalar_loss(workload.loss(engine, batch))
+            with self._autocast():
+                loss = scalar_loss(workload.loss(engine, batch))
             mark(Phase.BACKWARD)
             share = engine.backward(loss).detach()  # divided by the number of micro-batches
             total = share if total is None else total + share
@@ -96,7 +119,13 @@ class DeepSpeedEngine:
                 mark(Phase.OPTIMIZER)
             engine.step()
         assert total is not None, "a step has at least one micro-batch"
-        return StepResult(total, None if self._norm is None else self._norm.value())
+        norm = None if self._norm is None else self._norm.value()
+        return StepResult(total, norm, skipped=not engine.was_step_applied())
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Reach the loss, which is computed outside of the engine's own autocast."""
+        dtype = self._autocast_dtype
+        return _nothing if dtype is None else torch.autocast(self._world.device.type, dtype=dtype)
 
     def set_lr(self, factor: float) -> None:
         """Set every group's learning rate to ``factor`` times its peak, where that changes it."""
@@ -107,16 +136,21 @@ class DeepSpeedEngine:
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
         """Lend the module, whose hooks gather partitioned parameters, in eval mode and without gradients."""
+        switches = [getattr(self._optimizer, name, None) for name in ("eval", "train")]
         self._module.eval()
+        if callable(switches[0]):
+            switches[0]()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._autocast():
                 yield self._module
         finally:
             self._module.train()
+            if callable(switches[1]):
+                switches[1]()
 
     def tensors(self) -> Iterable[tuple[Category, Tensor]]:
         """Yield what the module, DeepSpeed's wrapper and the optimizer inside it hold."""
-        return live_tensors(self._engine)
+        return live_tensors(self._engine, self._optimizer)
 
     def facts(self) -> dict[str, JsonValue]:
         """Return the config as used, wrapper and real optimizer, and what DeepSpeed computes with."""
@@ -128,15 +162,35 @@ class DeepSpeedEngine:
             "wrapper_class": _name(type(self._engine)),
             "parameters": self._elements,
             "parameter_groups": self._groups,
-            "optimizer": optimizer_facts(self._optimizer),
+            "optimizer": self._optimizer_facts(),
             "optimizer_wrapper_class": self._wrapper(),
             "deepspeed_config": json_safe(self.config),
             "deepspeed_version": str(deepspeed.__version__),
             "deepspeed_accelerator": str(get_accelerator().device_name()),
             "world_size": self._world.size,
+            "dtypes": self._dtypes(),
             "step_operators": None,
             "ran_as": None,
         }
+
+    def _optimizer_facts(self) -> dict[str, JsonValue]:
+        """Return the facts of the optimizer over what it steps on: stage 3 takes that out between two steps."""
+        outer = self._engine.optimizer
+        if self._stage < 3:
+            return optimizer_facts(self._optimizer)
+        outer._set_fp32_optimizer_param_groups()  # noqa: SLF001  # the pair that saving a checkpoint uses
+        try:
+            return optimizer_facts(self._optimizer)
+        finally:
+            outer._clear_fp32_optimizer_param_groups()  # noqa: SLF001
+
+    def _dtypes(self) -> JsonValue:
+        held: dict[str, list[Tensor]] = {}
+        for category, tensor in self.tensors():
+            held.setdefault(category, []).append(tensor)
+        found: dict[str, JsonValue] = {category: _dtypes(tensors) for category, tensors in held.items()}
+        autocast = self._autocast_dtype
+        return {**found, "autocast": None if autocast is None else str(autocast).removeprefix("torch.")}
 
     def _wrapper(self) -> str | None:
         outer = self._engine.optimizer
@@ -198,38 +252,12 @@ class _GradientNorm:
         return None if found is None else torch.as_tensor(found).detach().reshape(())
 
 
-def _handed_over(
-    optimizer: Optimizer, groups: Sequence[ParamGroup], spec: RunSpec, section: Mapping[str, JsonValue] | None
-) -> dict[str, Any]:
-    """Return what `deepspeed.initialize` gets: groups for an optimizer that it constructs, else ours."""
-    if section is None:
-        return {"optimizer": optimizer.build(groups, spec)}
-    params = cast("Mapping[str, Any]", section["params"])
-    return {"model_parameters": torch_groups(groups, params["lr"], params.get("weight_decay"))}
-
-
-def _started(module: nn.Module, config: dict[str, JsonValue], **handed_over: Any) -> Any:
-    """Return the engine. Its shared-memory operator stays out: compiled at once by every rank, and for inference.
-
-    DeepSpeed compiles ``deepspeed_shm_comm`` in each rank as soon as it is imported with a compiler at hand, and
-    calls it in ``inference_all_reduce`` alone, which training never does. Marked as incompatible, it is not built.
-    """
-    deepspeed = importlib.import_module("deepspeed")
-    importlib.import_module("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False
-    engine, *_ = deepspeed.initialize(model=module, config=config, **handed_over)
-    return engine
-
-
-def _initialise(model: nn.Module, workload: Workload, seed: int) -> None:
-    """Fill parameters and persistent buffers, each by its name: the order cannot matter."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            workload.initialise(name, parameter, seed)
-        persistent = model.state_dict(keep_vars=True)
-        for name, buffer in model.named_buffers():
-            if name in persistent:
-                workload.initialise(name, buffer, seed)
+_nothing = contextlib.nullcontext()
 
 
 def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _dtypes(tensors: Iterable[Tensor]) -> list[JsonValue]:
+    return list(dict.fromkeys(str(tensor.dtype).removeprefix("torch.") for tensor in tensors))

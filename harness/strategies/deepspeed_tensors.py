@@ -4,23 +4,104 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from harness.strategies.held import kept
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor
-
     from harness.interfaces import Category
 
+_HELD: tuple[tuple[str, Category], ...] = (
+    # Flat storages behind the parameters, padding included (stages 1 and 2; BF16_Optimizer; FP16_Optimizer).
+    ("bit16_groups_flat", "parameters"),
+    ("bf16_groups_flat", "parameters"),
+    ("fp16_groups_flat", "parameters"),
+    # Stage 3: this rank's shards, and on the host the same.
+    ("fp16_partitioned_groups_flat", "parameters"),
+    ("param_groups_fp16_flat_cpu_memory", "parameters"),
+    # What the optimizer steps on: a copy of the shard, in fp32 too.
+    ("single_partition_of_fp32_groups", "master"),
+    ("fp32_groups_flat_partition", "master"),
+    ("fp32_partitioned_groups_flat", "master"),
+    ("fp32_groups_flat", "master"),
+    ("fp32_groups", "master"),
+    ("averaged_gradients", "gradients"),
+    ("all_grad_tensors", "gradients"),
+    ("accumulated_grads_in_cpu", "gradients"),
+    ("offload_gradient_dict", "gradients"),
+    ("grad_partitions_flat_buffer", "gradients"),
+    ("_DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition", "gradients"),
+    ("fp32_groups_gradients_flat", "gradients"),
+    ("fp32_groups_gradients", "gradients"),
+    ("fp32_groups_gradient_flat_partition", "gradients"),
+    ("ipg_buckets", "communication"),
+    ("extra_large_param_to_reduce", "communication"),
+    # Staging of the shard and of one gradient between host and device.
+    ("param_buffer_of_bit16_for_cpu_offload_groups", "communication"),
+    ("temp_grad_buffer_for_cpu_offload", "communication"),
+    ("temp_grad_buffer_for_gpu_offload", "communication"),
+    ("lp_param_contiguous_pin_buffer", "communication"),
+)
+"""Attributes of DeepSpeed's wrappers around the optimizer (0.19), and what the tensors in them are."""
 
-def live_tensors(engine: Any) -> Iterator[tuple[Category, Tensor]]:
-    """Yield every tensor with its category."""
-    for parameter in engine.module.parameters():
+_ON_PARAMETERS: tuple[tuple[str, Category], ...] = (
+    ("ds_tensor", "parameters"),
+    ("ds_secondary_tensor", "parameters"),
+    ("grad", "gradients"),
+    ("grad_accum", "gradients"),
+)
+"""Attributes of parameters, likewise."""
+
+
+def live_tensors(engine: Any, optimizer: Any) -> Iterator[tuple[Category, Tensor]]:
+    """Yield every tensor with its category.
+
+    Args:
+        engine: DeepSpeed's.
+        optimizer: the one that updates, inside any wrapper.
+    """
+    yield from _of_module(engine.module)
+    stepped: set[int] = set()
+    if engine.optimizer is not optimizer:
+        for category, tensor in _of_wrapper(engine.optimizer):
+            stepped.add(id(tensor))
+            yield category, tensor
+    for _, tensor in kept(optimizer):
+        if id(tensor) not in stepped:
+            yield "state", tensor
+
+
+def _of_module(module: Any) -> Iterator[tuple[Category, Tensor]]:
+    """Yield parameters with the shards and gradients that DeepSpeed hangs on them, and buffers."""
+    for parameter in module.parameters():
         yield "parameters", parameter
-        if parameter.grad is not None:
-            yield "gradients", parameter.grad
-    for buffer in engine.module.buffers():
+        for attribute, category in _ON_PARAMETERS:
+            found = getattr(parameter, attribute, None)
+            if isinstance(found, Tensor):
+                yield category, found
+    for buffer in module.buffers():
         yield "buffers", buffer
-    for state in engine.basic_optimizer.state.values():
-        for found in state.values():
-            if hasattr(found, "untyped_storage"):
-                yield "state", found
+
+
+def _of_wrapper(wrapper: Any) -> Iterator[tuple[Category, Tensor]]:
+    for attribute, category in _HELD:
+        for tensor in _inside(getattr(wrapper, attribute, None)):
+            yield category, tensor
+            if tensor.is_leaf and tensor.grad is not None:
+                yield "gradients", tensor.grad
+
+
+def _inside(found: object) -> Iterator[Tensor]:
+    """Walk containers, and DeepSpeed's buckets, for tensors."""
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, dict):
+        for inner in found.values():
+            yield from _inside(inner)
+    elif isinstance(found, (list, tuple)):
+        for inner in found:
+            yield from _inside(inner)
+    elif type(found).__name__.startswith("IPGBucket"):
+        yield from _inside(vars(found).get("buffer"))
