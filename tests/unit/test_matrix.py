@@ -59,10 +59,12 @@ def test_the_printed_grid_has_a_mark_for_every_cell_and_every_reason_below(every
     counted = [int(number) for number in re.findall(r"^ *(\d+) x ", text, flags=re.MULTILINE)]
     assert sum(counted) == len(cells) - runs
     assert counted == sorted(counted, reverse=True)
-    width = "".join([*MARKS.values(), UNSUPPORTED])
-    rows = [re.findall(rf" ([{width}]{{6}})(?= |$)", line) for line in text.splitlines()]
-    columns = {len(row) for row in rows if row}
-    assert sum(columns) == len(STRATEGIES.names()) or columns == {len(STRATEGIES.names()) // 2}
+    marks = "".join([*MARKS.values(), UNSUPPORTED])
+    cells_of = [re.findall(rf" ([{marks}]{{6}})(?= |$)", line) for line in text.splitlines()]
+    lengths = list(dict.fromkeys(len(row) for row in cells_of if row))  # of the blocks' rows
+    rows = sum(len(row) for row in cells_of) // len(STRATEGIES.names())
+    assert rows * len(STRATEGIES.names()) == sum(len(row) for row in cells_of)
+    assert max(lengths) * 8 <= 80
 
 
 def test_a_verdict_is_the_one_that_a_plan_gives():
