@@ -137,14 +137,18 @@ def table(kind: str, found: list[Row]) -> RenderableType:
 
 
 def _optimizer_cells(found: list[Row], reasons: list[str]) -> list[Row]:
-    """Return the rows with a column that points to the reasons; options stand in an algorithm's first row only."""
+    """Return the rows with a column that points to the reasons.
+
+    An algorithm's options stand in its first row; in the others only those that are more, or have other defaults.
+    """
     seen: dict[str, Row] = {}
     cells = []
     for row in found:
         first = seen.setdefault(_algorithm(row), row)
-        alike = first is not row and first["options"] == row["options"]
+        known = {} if first is row else first["options"] or {}
+        own = {key: value for key, value in (row["options"] or {}).items() if (key, value) not in known.items()}
         verdict = "yes" if row["runs"] else f"no, see {reasons.index(row['reason']) + 1}"
-        cells.append({**row, "runs here": verdict, "options": None if alike else row["options"]})
+        cells.append({**row, "runs here": verdict, "options": own or None})
     return cells
 
 
