@@ -80,8 +80,15 @@ SPARSE: Mapping[tuple[str, str], Literal["no", "yes", "only"]] = MappingProxyTyp
 """Class and implementation that take sparse gradients. Adagrad's foreach silently runs its for-loop on them and
 the fused kernels raise, so neither is offered."""
 
-_PLAIN_TENSORS_ONLY = ("Adafactor", "LBFGS", "SparseAdam")
-"""Classes that raise on DTensors."""
+_PLAIN_TENSORS_ONLY = frozenset(
+    {
+        *((name, word) for name in ("Adafactor", "Rprop") for word in ("forloop", "foreach", "compiled")),
+        *((name, "fused") for name in ("Adagrad", "SGD")),
+        ("LBFGS", "forloop"),
+        ("SparseAdam", "forloop"),
+    }
+)
+"""Class and implementation that raise on DTensors (torch 2.13): operators without a rule for shards."""
 
 _FUSED_OPERATORS = {
     "Adagrad": "aten::_fused_adagrad_",
@@ -109,7 +116,7 @@ class Native(Implementation):
             f"torch.optim:{self.class_name}",
             sparse=SPARSE.get((self.class_name, word), "no"),
             traits={
-                "dtensor": "no" if self.class_name in _PLAIN_TENSORS_ONLY else "yes",
+                "dtensor": "no" if (self.class_name, word) in _PLAIN_TENSORS_ONLY else "yes",
                 "capturable": "capturable" in FLAGS[self.class_name],
                 "compiled": word == "compiled",
             },

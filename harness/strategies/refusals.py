@@ -174,7 +174,7 @@ def graph_capture(
     )
 
 
-def communication_hook(spec: RunSpec, workload: WorkloadTraits, options: Options) -> str | None:
+def communication_hook(spec: RunSpec, workload: WorkloadTraits, options: Options, machine: Machine) -> str | None:
     """Refuse DDP's communication hooks that are unknown, or that cannot compress these gradients."""
     hook = options.get("comm_hook")
     if hook is None:
@@ -185,6 +185,12 @@ def communication_hook(spec: RunSpec, workload: WorkloadTraits, options: Options
         return (
             f"DDP's {hook} hook compresses dense buckets, and {spec.workload} has sparse gradients; "
             "leave comm_hook out, or set workload.sparse=false"
+        )
+    device = device_type(spec, machine)
+    if hook == "bf16" and device not in {"cuda", "xpu"}:
+        return (
+            f"DDP's bf16 hook needs NCCL or XCCL, and this run is on {device}; "
+            'set strategy.comm_hook="fp16", or leave it out'
         )
     return _unfit_power_sgd(spec, options) if hook == "powersgd" else None
 

@@ -77,7 +77,9 @@ class ZeroRedundancyEngine(TorchEngine):
         """Build the run's optimizer over this rank's tensors, with their roles and decay in the model."""
         if not mine:
             return Idle()
-        return self._entry.build([restricted(group, mine) for group in groups], self._spec)
+        shares = [restricted(group, mine) for group in groups]
+        # Those of other ranks stay, empty, as a sign that the model has such roles; families look at the first.
+        return self._entry.build(sorted(shares, key=lambda share: not share.parameters), self._spec)
 
     @property
     def _real_optimizer(self) -> torch.optim.Optimizer:

@@ -115,6 +115,7 @@ class ShardedEngine(TorchEngine):
             "mesh": {name: self._mesh.size(dim) for dim, name in enumerate(names)},
             "blocks": cast("JsonValue", self._blocks),
             "options": cast("JsonValue", dict(self._options)),
+            "policy": _policy_facts(_policy(self._spec, self._options)),
             "built_in_shards": self._from_shards,
         }
         return {**super().facts(), "sharding": sharding}
@@ -158,6 +159,10 @@ def _policy(spec: RunSpec, options: Mapping[str, JsonValue]) -> MixedPrecisionPo
         chosen["reduce_dtype"] = chosen["reduce_dtype"] or "float32"
     dtypes = {name: getattr(torch, value) for name, value in chosen.items() if isinstance(value, str)}
     return MixedPrecisionPolicy(**dtypes, cast_forward_inputs=bool(options["cast_forward_inputs"]))
+
+
+def _policy_facts(policy: MixedPrecisionPolicy) -> JsonValue:
+    return {name: None if value is None else str(value) for name, value in vars(policy).items()}
 
 
 def _can_start_empty(skeleton: nn.Module) -> bool:

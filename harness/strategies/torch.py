@@ -102,7 +102,7 @@ class DDP:
         options = {**self.options, **spec.strategy_options}
         return (
             _unfit_for_replicas(spec, workload, optimizer)
-            or refusals.communication_hook(spec, workload, options)
+            or refusals.communication_hook(spec, workload, options, machine)
             or refusals.sparse_gradients(spec, workload)
         )
 
