@@ -203,6 +203,29 @@ def static_traits(target: str, model: type[Model], inner: Sequence[type[BaseMode
     Returns:
         The traits; None where they are not written as literals or the source cannot be found or parsed.
     """
+    types: list[type[BaseModel]] = [model, *inner]
+    known = {each.__name__: each for each in types}
+    written = _class(target)
+    for statement in written.body if written is not None else ():
+        value = _assigned(statement, "traits")
+        if value is not None:
+            try:
+                traits = _literal(value, known)
+            except ValueError:
+                return None
+            return traits if isinstance(traits, model) else None
+    return None
+
+
+def summary(target: str) -> str | None:
+    """Return the first line of a class's docstring, from its source as `static_traits` does; None: it has none."""
+    written = _class(target)
+    told = ast.get_docstring(written) if written is not None else None
+    return told.partition("\n")[0] if told else None
+
+
+def _class(target: str) -> ast.ClassDef | None:
+    """Find ``module:Class`` in its source; None: it is not there, or cannot be found or parsed."""
     module, _, name = target.partition(":")
     try:
         found = importlib.util.find_spec(module)
@@ -214,19 +237,8 @@ def static_traits(target: str, model: type[Model], inner: Sequence[type[BaseMode
         source = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError):
         return None  # importing it tells the user what is wrong
-    types: list[type[BaseModel]] = [model, *inner]
-    known = {each.__name__: each for each in types}
-    for node in source.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            for statement in node.body:
-                value = _assigned(statement, "traits")
-                if value is not None:
-                    try:
-                        traits = _literal(value, known)
-                    except ValueError:
-                        return None
-                    return traits if isinstance(traits, model) else None
-    return None
+    classes = (node for node in source.body if isinstance(node, ast.ClassDef) and node.name == name)
+    return next(classes, None)
 
 
 def _assigned(statement: ast.stmt, name: str) -> ast.expr | None:

@@ -103,7 +103,10 @@ def _strategies() -> list[Row]:
 
 
 def _names(of: registry.Registry) -> list[Row]:
-    return [{"name": name, "target": target} for name, target in of.targets().items()]
+    return [
+        {"name": name, "summary": registry.summary(target), "target": target}
+        for name, target in of.targets().items()
+    ]
 
 
 def table(kind: str, found: list[Row]) -> RenderableType:
@@ -117,6 +120,7 @@ def table(kind: str, found: list[Row]) -> RenderableType:
         "workloads": ("name", "size", "parameters", "global_batch", "target"),
         "optimizers": ("name", "runs here", "options"),
         "strategies": ("name", "ranks", "options"),
+        "collectors": ("name", "summary"),
     }.get(kind, tuple(found[0]) if found else ())
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:

@@ -9,7 +9,7 @@ import pytest
 
 from harness.errors import InvalidInputError
 from harness.interfaces import OptimizerTraits, Target, WorkloadSize, WorkloadTraits
-from harness.registry import Registry, is_target, load, static_traits
+from harness.registry import COLLECTORS, Registry, is_target, load, static_traits, summary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,3 +176,11 @@ def test_a_module_that_does_not_parse_has_no_static_traits(
 ) -> None:
     module(tmp_path, monkeypatch, "traits_broken", "class Mine(:\n")
     assert static_traits("traits_broken:Mine", OptimizerTraits) is None
+
+
+def test_every_collector_says_in_one_line_what_it_tells():
+    for name, target in COLLECTORS.targets().items():
+        told = summary(target)
+        assert told is not None, name
+        assert told.endswith("."), name
+    assert summary("no.such.module:Class") is None
