@@ -11,11 +11,22 @@ from typing import TYPE_CHECKING
 
 from harness.optimizers.deepspeed import not_installed
 from harness.optimizers.implementation import device_type, has_sparse_gradients
+from harness.strategies.deepspeed_predictions import predicted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic import JsonValue
 
-    from harness.interfaces import Engine, Optimizer, OptimizerTraits, Workload, WorkloadTraits, World
+    from harness.interfaces import (
+        Engine,
+        Optimizer,
+        OptimizerTraits,
+        Prediction,
+        Workload,
+        WorkloadTraits,
+        World,
+    )
     from harness.machine import Machine
     from harness.spec import RunSpec
 
@@ -146,6 +157,19 @@ class _Zero:
                 "use an implementation in plain torch, adamw/fused say, or adamw/deepspeed-cpu"
             )
         return None
+
+    def predict(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        spec: RunSpec,
+        optimizer: OptimizerTraits,
+        world: World,
+        blocks: tuple[str, ...],
+    ) -> Prediction:
+        """Return what the stage's partition rule says of a rank."""
+        del blocks
+        options = {**self.options, **spec.strategy_options}
+        return predicted(shapes, spec, optimizer, world, self.stage, options, offload=self.offload)
 
     def start(self, workload: Workload, optimizer: Optimizer, spec: RunSpec, world: World) -> Engine:
         """Build the model on the rank's device and hand it to DeepSpeed."""

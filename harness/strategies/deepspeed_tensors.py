@@ -56,18 +56,29 @@ _ON_PARAMETERS: tuple[tuple[str, Category], ...] = (
 
 
 def live_tensors(engine: Any, optimizer: Any) -> Iterator[tuple[Category, Tensor]]:
-    """Yield every tensor with its category.
+    """Yield every tensor with its category; of views into what was yielded already, none.
 
     Args:
         engine: DeepSpeed's.
         optimizer: the one that updates, inside any wrapper.
     """
-    yield from _of_module(engine.module)
+    seen: dict[tuple[Category, int], list[tuple[int, int]]] = {}
+    for category, tensor in _found(engine, optimizer):
+        start = int(tensor.storage_offset()) * tensor.element_size()
+        end = start + tensor.numel() * tensor.element_size()
+        spans = seen.setdefault((category, tensor.untyped_storage().data_ptr()), [])
+        if start < end and not any(low <= start and end <= high for low, high in spans):
+            spans.append((start, end))
+            yield category, tensor
+
+
+def _found(engine: Any, optimizer: Any) -> Iterator[tuple[Category, Tensor]]:
     stepped: set[int] = set()
     if engine.optimizer is not optimizer:
         for category, tensor in _of_wrapper(engine.optimizer):
             stepped.add(id(tensor))
             yield category, tensor
+    yield from _of_module(engine.module)
     for _, tensor in kept(optimizer):
         if id(tensor) not in stepped:
             yield "state", tensor
