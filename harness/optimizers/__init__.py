@@ -8,6 +8,7 @@ REGISTRY = {
     "compiled": "harness.optimizers.torch_compiled:OPTIMIZERS",
     "deepspeed": "harness.optimizers.deepspeed:OPTIMIZERS",
     "apex": "harness.optimizers.apex:OPTIMIZERS",
+    "apex-distributed": "harness.optimizers.apex_distributed:OPTIMIZERS",
     "torchao": "harness.optimizers.torchao:OPTIMIZERS",
     "bitsandbytes": "harness.optimizers.bitsandbytes:OPTIMIZERS",
     "transformer-engine": "harness.optimizers.transformer_engine:OPTIMIZERS",

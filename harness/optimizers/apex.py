@@ -79,11 +79,8 @@ class Apex(Implementation):
     def unavailable(self, spec: RunSpec, machine: Machine) -> str | None:
         """Return which part of Apex is missing, and the command that brings it."""
         found = machine.families.get("apex", {})
-        state = str(found.get("state", "absent"))
-        if state != "ok":
-            detail = found.get("detail")
-            reason = _REASONS.get(state, _REASONS["broken"])
-            return f"{reason} (found: {detail})" if detail else reason
+        if found.get("state") != "ok":
+            return absence(found)
         device = device_type(spec, machine)
         if device != "cuda":
             return f"Apex's kernels are for CUDA devices, and this run is on {device}; leave --device cpu out"
@@ -100,6 +97,13 @@ class Apex(Implementation):
         optimizer = construct(cls, listed, **arguments)
         _restore_rates(optimizer, [float(group["lr"]) for group in listed])
         return optimizer
+
+
+def absence(found: Mapping[str, JsonValue]) -> str:
+    """Return why nothing of Apex can run, from what `probe` found, and the command that changes it."""
+    reason = _REASONS.get(str(found.get("state", "absent")), _REASONS["broken"])
+    detail = found.get("detail")
+    return f"{reason} (found: {detail})" if detail else reason
 
 
 def _restore_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:

@@ -6,6 +6,7 @@ REGISTRY = {
     "fsdp2": "harness.strategies.fsdp2:FSDP2",
     "hsdp": "harness.strategies.fsdp2:HSDP",
     "zero-redundancy": "harness.strategies.torch:ZeroRedundancy",
+    "apex-distributed": "harness.strategies.apex_distributed:ApexDistributed",
     "zero0": "harness.strategies.deepspeed:Zero0",
     "zero1": "harness.strategies.deepspeed:Zero1",
     "zero2": "harness.strategies.deepspeed:Zero2",

@@ -76,6 +76,11 @@ class CapturedEngine(TorchEngine):
             for key, tensor in batch.items():
                 _copy(key, static, tensor)
 
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Restore, and capture again: what the graph refers to has been replaced."""
+        self._graph = None
+        super().load_state_dict(state)
+
     def facts(self) -> dict[str, JsonValue]:
         """Return what ran, and whether it was a graph."""
         return {**super().facts(), "cuda_graph": self._graph is not None}

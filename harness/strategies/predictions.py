@@ -167,6 +167,32 @@ def fully_sharded(
     return Prediction(held, payload)
 
 
+def apex_distributed(
+    shapes: Mapping[str, Shape], spec: RunSpec, world: World, options: Mapping[str, object]
+) -> Prediction:
+    """Return DistributedFusedAdam's flat shards: two moments, a gradient and, where stored, the parameters.
+
+    One reduce-scatter of all gradients and one all-gather of all parameters a step, whatever the accumulation.
+    """
+    elements = sum(math.prod(shape) for shape in shapes.values())
+    width = BYTES[precision.model_dtype(spec.precision)]
+    stepped = BYTES[precision.stepped_dtype(spec.precision)]
+    mine = elements / world.size
+    held: dict[Category, float] = {
+        "parameters": elements * width,
+        "gradients": mine * width,
+        "master": mine * stepped if options.get("store_params") else 0,
+        "state": 2 * mine * stepped,
+    }
+    payload: dict[Collective, float] = {
+        "reduce_scatter": float(elements * width),
+        "all_gather": float(elements * width),
+    }
+    if spec.clip_norm is not None:
+        payload["all_reduce"] = float(NORM_BYTES)
+    return Prediction(held, payload)
+
+
 def _width(dtype: object, otherwise: int) -> int:
     return BYTES[dtype] if isinstance(dtype, str) else otherwise
 

@@ -153,6 +153,10 @@ def graph_capture(
             f"the step of {name} cannot be captured: it reads values on the host; {remedy}, or use adamw/foreach",
         ),
         (
+            optimizer.compiled,
+            f"{name} may compile again while the step is captured; {remedy}, or use adamw/foreach",
+        ),
+        (
             has_sparse_gradients(spec, workload),
             f"the shapes of sparse gradients change from step to step; {remedy}, or set workload.sparse=false",
         ),

@@ -131,3 +131,25 @@ def test_facts_name_the_real_optimizer_what_it_steps_on_and_in_which_dtypes(answ
     assert fused["steps_on"] == "local shards"
     assert fused["ran_as"] == "fused"
     assert fused["optimizer"]["groups"][0]["elements"] * 2 == fused["parameters"]
+
+
+def test_the_engine_around_apex_own_reduction_trains_what_one_rank_trains(answers):
+    """Over a double of DistributedFusedAdam: the real one needs CUDA."""
+    found = answers["apex_distributed"]
+    for precision, bound in (("fp32", BOUND), ("bf16-master", BF16_BOUND)):
+        for accumulation in (1, 4):
+            alone = found[f"single {precision} {accumulation}"]
+            seen = found[f"apex-distributed {precision} {accumulation}"]
+            assert difference(seen["losses"], alone["losses"]) < bound, (precision, accumulation)
+            if accumulation > 1:
+                assert difference(seen["norms"], alone["norms"]) < max(bound, NORM_BOUND)
+            held, whole = seen["held"], alone["held"]
+            assert held["parameters"] == whole["parameters"]
+            assert held["state"] == pytest.approx(whole["state"] / 2, rel=0.01)
+            assert held["gradients"] == pytest.approx(held["parameters"] / 2, rel=0.01)
+            assert held["master"] == pytest.approx(held["state"] / 2, rel=0.01)
+            arguments = seen["optimizer"]["arguments"]
+            assert arguments["adam_w_mode"] is True
+            assert arguments["store_params"] is True
+    first, again = found["continued"]
+    assert first == again

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from harness.collectors.memory import occupied
 from harness.interfaces import DataShard, WorkloadSize, WorkloadTraits, World
 from harness.loop import steps
 from harness.plan import resolve
@@ -52,8 +53,9 @@ class Run:
         self.world = World(0, 1, 0, torch.device("cpu"), None) if chosen.one_rank else world()
         spec = spec.model_copy(update={"world_size": self.world.size})
         self.spec = resolve(spec, self.subject.traits, entry, chosen, machine())
-        refused = chosen.unsupported(self.spec, self.subject.traits, entry.traits, machine())
-        assert refused is None, refused
+        if name != "apex-distributed":  # its double works on CPUs, where a plan refuses the real one
+            refused = chosen.unsupported(self.spec, self.subject.traits, entry.traits, machine())
+            assert refused is None, refused
         self.engine = chosen.start(self.subject, entry, self.spec, self.world)
         shard = DataShard(
             self.world.rank, self.world.size, self.spec.global_batch, self.spec.accumulation, self.spec.seed
@@ -350,7 +352,44 @@ class Averaging(torch.optim.Optimizer):
         self._swap(training=True)
 
 
-QUESTIONS = (losses_of_options, grid, continuations, half_precision, odd_models, facts, switched)
+def apex_distributed():
+    """Losses, norms and what is held of the engine around DistributedFusedAdam, over a double of it."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "apex_double"))
+    found = {}
+    for precision in ("fp32", "bf16-master"):
+        for accumulation, clip_norm in ((1, None), (4, 0.3)):
+            for name, optimizer in (("single", "adamw/forloop"), ("apex-distributed", "adamw/apex-distributed")):
+                micro = 1 if name == "single" else accumulation
+                more = {"clip_norm": clip_norm, "precision": precision, "schedule": "warmup-cosine"}
+                run = Run(name, optimizer=optimizer, accumulation=micro, **more)
+                results = run.results()
+                losses = whole([float(each.loss) for each in results])
+                norms = [None if each.grad_norm is None else float(each.grad_norm) for each in results]
+                found[f"{name} {precision} {accumulation}"] = {
+                    "losses": losses,
+                    "norms": norms,
+                    "held": occupied(run.engine.tensors()),
+                    "optimizer": run.engine.facts()["optimizer"],
+                }
+    run = Run("apex-distributed", optimizer="adamw/apex-distributed")
+    run.losses(3)
+    state = copy.deepcopy(run.engine.state_dict())
+    shards = [DataShard(run.world.rank, run.world.size, 8, 1, seed) for seed in range(4)]
+    batches = [next(run.subject.batches(shard)) for shard in shards]
+    found["continued"] = [_replayed(run.engine, batches) for _ in range(2) if _restored(run.engine, state)]
+    return found
+
+
+QUESTIONS = (
+    losses_of_options,
+    grid,
+    continuations,
+    half_precision,
+    odd_models,
+    facts,
+    switched,
+    apex_distributed,
+)
 
 
 def main(out, names):

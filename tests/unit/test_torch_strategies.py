@@ -130,6 +130,37 @@ def test_an_optimizer_that_reduces_gradients_itself_goes_elsewhere(name):
     assert "--strategy apex-distributed" in refused(name, traits=traits)
 
 
+def test_distributed_fused_adam_goes_with_its_own_strategy_on_cuda_only():
+    own = {"optimizer": "adamw/apex-distributed"}
+    assert refused("apex-distributed", gpus=2, **own) is None
+    assert "zero2" in refused("apex-distributed", **own)
+    assert "--optimizer adamw/apex-distributed" in refused("apex-distributed", gpus=2)
+    assert "gradient scaler" in refused("apex-distributed", gpus=2, precision="fp16", **own)
+    assert "workload.sparse=false" in refused("apex-distributed", gpus=2, workload="recommender", **own)
+    for name in TORCH:
+        assert "--strategy apex-distributed" in refused(name, gpus=2 if name != "single" else 1, **own)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({}, ["not installed", "APEX_DISTRIBUTED_ADAM=1"]),
+        ({"state": "no-kernels"}, ["amp_C", "APEX_DISTRIBUTED_ADAM=1"]),
+        ({"state": "no-distributed-kernels"}, ["DistributedFusedAdam's kernels", "APEX_DISTRIBUTED_ADAM=1"]),
+    ],
+)
+def test_missing_kernels_of_distributed_fused_adam_come_with_the_build_that_makes_them(found, words):
+    here = machine(GPU).model_copy(update={"families": {"apex-distributed": found}})
+    spec = RunSpec(
+        workload="gpt", optimizer="adamw/apex-distributed", strategy="apex-distributed", device="accelerator"
+    )
+    reason = OPTIMIZERS.get("adamw/apex-distributed").unsupported(spec, workload_traits("gpt"), here)
+    for word in words:
+        assert word in reason
+    ready = machine(GPU).model_copy(update={"families": {"apex-distributed": {"state": "ok"}}})
+    assert OPTIMIZERS.get("adamw/apex-distributed").unsupported(spec, workload_traits("gpt"), ready) is None
+
+
 SHAPES = {"embed.weight": (10, 8), "block.weight": (5, 8), "block.bias": (5,), "scale": ()}
 ELEMENTS = 80 + 40 + 5 + 1
 
