@@ -204,6 +204,8 @@ class OptimizerTraits(BaseModel):
     """Whether it steps on DTensors, the shards of fsdp2; kernels that read raw addresses don't."""
     capturable: bool = False
     """The step can be captured in a CUDA graph (on CUDA)."""
+    consumes_gradients: bool = False
+    """``step`` takes ``.grad`` away: set to None afterwards, whoever else wants to read it."""
     compiled: bool = False
     """The step goes through torch.compile when it first runs."""
     evaluation_switch: bool = False

@@ -59,7 +59,12 @@ class Heavyball(ThirdParty):
             fixed=fixed,
             more={"compile_mode": AUTO},
             # storage_dtype is float32, whatever the parameters' dtype is.
-            traits={"state_follows_parameters": False, "dtensor": "undeclared", "compiled": True},
+            traits={
+                "state_follows_parameters": False,
+                "dtensor": "undeclared",
+                "compiled": True,
+                "consumes_gradients": True,
+            },
         )
         self._renamed = dict(renamed or {})
 

@@ -117,6 +117,11 @@ class _Zero:
                 f"{spec.optimizer} evaluates other parameters than it trains, and {self.name} steps on copies "
                 "that its switch would not carry back into the model; use --strategy ddp"
             )
+        if self.offload and optimizer.consumes_gradients:
+            return (
+                f"{spec.optimizer} sets gradients to None as it steps, and {self.name} reads them afterwards; "
+                f"use --strategy {self.name.removesuffix('-offload')}"
+            )
         part = _PARTS.get(optimizer.granularity)
         if part is not None and self.stage > 0:
             return (

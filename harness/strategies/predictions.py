@@ -125,6 +125,8 @@ def fully_sharded(
 
     Payload counts include that padding: ranks x ceil(rows / ranks) rows of every tensor. Each micro-batch gathers
     every group once, and once more in backward where it was freed after forward; gradients are scattered once.
+    Parameters and gradients are the shards: what was gathered, and the whole gradients that wait for a step's last
+    micro-batch, are FSDP2's working memory.
 
     Args:
         shapes: of the trainable parameters, by name.
@@ -149,16 +151,16 @@ def fully_sharded(
         elements * (2 if (freed if freed is not None else name != "") else 1) for name, elements in padded.items()
     )
     total = sum(padded.values())
+    shared = ranks > 1  # a rank that has all of a replica exchanges no shards
+    norm = NORM_BYTES if shared and spec.clip_norm is not None else 0
     payload: dict[Collective, float] = {
-        "all_gather": float(gathers * gathered * spec.accumulation),
-        "reduce_scatter": float(total * reduced),
+        "all_gather": float(gathers * gathered * spec.accumulation * shared),
+        "reduce_scatter": float(total * reduced * shared),
+        "all_reduce": float(norm + (total // ranks * reduced if copies > 1 else 0)),
     }
-    norm = 0 if spec.clip_norm is None else NORM_BYTES
-    payload["all_reduce"] = float(norm + (total // ranks * reduced if copies > 1 else 0))
-    unsharded = sum(math.prod(shape) for shape in shapes.values()) * reduced if spec.accumulation > 1 else 0
     held: dict[Category, float] = {
         "parameters": own * stored,
-        "gradients": max(own * stored, unsharded),
+        "gradients": own * stored,
         "master": 0.0,
         "state": own * state_bytes_per_element(spec, optimizer),
     }

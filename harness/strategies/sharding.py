@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from harness import precision
+from harness.errors import OptbenchError, UnsupportedError
 from harness.strategies.initialising import build, cast_inputs, initialise, persistent_buffers
 from harness.strategies.stepped import Idle, LocalShards
 from harness.strategies.torch_engine import TorchEngine
@@ -78,7 +79,29 @@ class ShardedEngine(TorchEngine):
     def _build_optimizer(self, groups: Sequence[ParamGroup]) -> torch.optim.Optimizer:
         if not groups:  # every tensor of the model is shorter than the ranks are many
             return Idle()
-        return super()._build_optimizer(groups)
+        with self._first_try("when constructed"):
+            return super()._build_optimizer(groups)
+
+    def _step(self) -> None:
+        if self._steps > 1:
+            self._optimizer.step()
+            return
+        with self._first_try("in its first step"):
+            self._optimizer.step()
+
+    @contextlib.contextmanager
+    def _first_try(self, when: str) -> Iterator[None]:
+        """Say of an optimizer that tells nothing of DTensors that it cannot have them, where it raises."""
+        try:
+            yield
+        except Exception as error:
+            if self._entry.traits.dtensor != "undeclared" or isinstance(error, (OptbenchError, MemoryError)):
+                raise
+            told = (str(error).strip().splitlines() or ["no message"])[0]
+            raise UnsupportedError(
+                f"{self._entry.name} raised {type(error).__name__} {when} on DTensors, the shards of "
+                f"{self._spec.strategy}: {told}; use --strategy zero-redundancy or ddp"
+            ) from error
 
     def verify_claims(self) -> None:
         """Check the optimizer, unless this rank has nothing to update."""

@@ -36,6 +36,10 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Precision -> what autocast computes in."""
 
 
+WATCHED = 2
+"""The step whose operators are counted, if the warm-up has as many."""
+
+
 class TorchEngine:
     """One replica of the model, its optimizer, and the step that both take.
 
@@ -63,7 +67,8 @@ class TorchEngine:
         self._norm_group: dist.ProcessGroup | None = None
         self._module = self._build()
         self._model = wrap(self._module) if wrap else self._module
-        self._parameters = [p for p in self._module.parameters() if p.requires_grad]
+        self._held = list(self._module.parameters())  # FSDP2 swaps what the module shows while it computes
+        self._parameters = [p for p in self._held if p.requires_grad]
         named = self._stepped.named if self._stepped else list(self._module.named_parameters())
         self._targets = [p for _, p in named if p.requires_grad]
         groups = parameter_groups(named, workload.traits)
@@ -117,14 +122,22 @@ class TorchEngine:
             self._scaler.unscale_(self._optimizer)
         norm = self._clip()
         skipped = False
-        with self._operators.watching() if self._steps == min(2, self._spec.warmup_steps) else _nothing:
+        with self._watching() if self._steps <= WATCHED else _nothing:
             if self._scaler is None:
-                self._optimizer.step()
+                self._step()
             else:
                 skipped = self._step_unless_overflow(self._scaler)
         if self._stepped is not None:
             self._stepped.publish()
         return StepResult(loss, norm, skipped)
+
+    def _watching(self) -> contextlib.AbstractContextManager[None]:
+        """Count the operators of one warm-up step; what compiles then would find a mode in its way."""
+        watched = self._steps == min(WATCHED, self._spec.warmup_steps) and not self._entry.traits.compiled
+        return self._operators.watching() if watched else _nothing
+
+    def _step(self) -> None:
+        self._optimizer.step()
 
     def _step_unless_overflow(self, scaler: torch.amp.GradScaler) -> bool:
         """Step where every rank's gradients are finite; say whether the update was left out.
@@ -243,7 +256,7 @@ class TorchEngine:
 
     def tensors(self) -> Iterable[tuple[Category, Tensor]]:
         """Yield parameters, gradients, masters, buffers and everything that the optimizer keeps."""
-        for parameter in self._module.parameters():
+        for parameter in self._held:
             yield "parameters", parameter
             if parameter.grad is not None:
                 yield "gradients", parameter.grad
@@ -312,6 +325,8 @@ class TorchEngine:
     def close(self) -> None:
         """Let go of model and optimizer."""
         self._optimizer = self._model = self._module = cast("Any", None)
+        self._stepped, self._in_backward = None, None
+        self._held, self._parameters, self._targets = [], [], []
 
 
 _nothing = contextlib.nullcontext()

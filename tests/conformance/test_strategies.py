@@ -34,6 +34,9 @@ BOUND = 1e-5
 MUON_BOUND = 2e-3
 """torch's Muon iterates in bfloat16, where another order of additions is another rounding."""
 
+CLOSURE_BOUND = 1e-3
+"""Each step evaluates the loss twenty times, and feeds the rounding of one into the next."""
+
 QUANTISED_BOUND = {
     # Blocks of the quantisation are cut from what a strategy hands over: a flat partition or a shard has others.
     "uint8": 2e-3,
@@ -78,7 +81,7 @@ def distributed() -> list[str]:
 
 def compiles(name: str) -> bool:
     """Say whether a cell of it spends most of its time in the compiler."""
-    return name.endswith("/compiled") or "torchao" in name
+    return OPTIMIZERS.get(name).traits.compiled
 
 
 def kind(name: str) -> tuple[str, str, tuple[str, ...]]:
@@ -113,6 +116,8 @@ def bound(spec: RunSpec) -> float:
     bounds = [QUANTISED_BOUND[dtype] for dtype in traits.state_dtypes if dtype in QUANTISED_BOUND]
     if traits.granularity == "matrix":
         bounds.append(MUON_BOUND)
+    if traits.closure:
+        bounds.append(CLOSURE_BOUND)
     return max([PRECISION_BOUND.get(spec.precision, BOUND), *bounds])
 
 
