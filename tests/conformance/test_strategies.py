@@ -117,7 +117,7 @@ def bound(spec: RunSpec) -> float:
     if traits.granularity == "matrix":
         bounds.append(MUON_BOUND)
     if traits.closure:
-        bounds.append(CLOSURE_BOUND)
+        bounds.append(CLOSURE_BOUND if spec.precision == "fp32" else 0.1)
     return max([PRECISION_BOUND.get(spec.precision, BOUND), *bounds])
 
 
