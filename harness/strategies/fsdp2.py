@@ -126,7 +126,7 @@ def _unsharded_update(spec: RunSpec, optimizer: OptimizerTraits) -> str | None:
         )
     if optimizer.dtensor == "no" and optimizer.granularity != "element":
         return (
-            f"{spec.optimizer} reads tensors by their memory, and its update depends on whole ones "
+            f"{spec.optimizer} cannot step on DTensors, and its update depends on whole tensors "
             f"(granularity {optimizer.granularity}), of which {spec.strategy} gives a rank a chunk; "
             "use --strategy zero-redundancy or ddp"
         )

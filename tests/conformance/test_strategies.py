@@ -49,8 +49,8 @@ QUANTISED_BOUND = {
 """By the narrowest dtype of the optimizer's state."""
 
 PRECISION_BOUND = {"bf16": 5e-3, "bf16-pure": 5e-3, "bf16-master": 5e-3}
-"""bfloat16 keeps 8 bits: one rounding is up to 4e-3 of a value, and shards and micro-batches round in another order.
-Seen over three steps: 4e-4."""
+"""bfloat16 keeps 8 bits: one rounding is up to 4e-3 of a value, and shards and micro-batches round in another
+order. Seen over three steps: 4e-4, and 1.1e-3 with Adafactor."""
 
 
 @functools.cache
