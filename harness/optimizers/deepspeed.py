@@ -99,8 +99,8 @@ class DeepSpeed(Implementation):
 
     @property
     def _on_host(self) -> bool:
-        """It steps on parameters in host memory, beside an accelerator too."""
-        return self._devices == ("cpu",)
+        """It steps on parameters in host memory, beside an accelerator too: for them alone, or in plain torch."""
+        return self._devices == ("cpu",) or not self.traits.kernels
 
     def deepspeed_config(self, spec: RunSpec) -> Mapping[str, JsonValue] | None:
         """Return the section that makes DeepSpeed construct this class, where there is one.
@@ -168,7 +168,13 @@ def offloads(spec: RunSpec) -> bool:
 
 
 class DeepSpeedMuon(DeepSpeed):
-    """MuonWithAuxAdam: its arguments stand in the groups, and it is told of every tensor whether it is Muon's."""
+    """MuonWithAuxAdam: its arguments stand in the groups, and it is told of every tensor whether it is Muon's.
+
+    It is passed in: what DeepSpeed's config constructs goes by the tensors' names, not by their roles.
+    """
+
+    on_whole_gradients = True
+    """ZeRO's stages orthogonalise whole gradients for this class before they cut them."""
 
     def _construct(self, groups: Sequence[ParamGroup], chosen: dict[str, Any]) -> torch.optim.Optimizer:
         companion = companion_options(chosen)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness.optimizers.deepspeed import not_installed
 from harness.optimizers.implementation import device_type, has_sparse_gradients
+from harness.registry import OPTIMIZERS
 from harness.strategies.deepspeed_predictions import predicted
 
 if TYPE_CHECKING:
@@ -122,11 +123,31 @@ class _Zero:
                 f"{spec.optimizer} sets gradients to None as it steps, and {self.name} reads them afterwards; "
                 f"use --strategy {self.name.removesuffix('-offload')}"
             )
+        return self._unfit_granularity(spec, optimizer)
+
+    def _unfit_granularity(self, spec: RunSpec, optimizer: OptimizerTraits) -> str | None:
+        """Refuse what flat partitions would change; of undeclared optimizers the engine finds out."""
         part = _PARTS.get(optimizer.granularity)
         if part is not None and self.stage > 0:
+            if getattr(OPTIMIZERS.get(spec.optimizer), "on_whole_gradients", False):
+                return self._unfit_orthogonalised(spec)
             return (
                 f"{spec.optimizer} {part}, and {self.name} hands it flat partitions that cut across tensors: "
                 "another algorithm; use --strategy zero0 or ddp"
+            )
+        return None
+
+    def _unfit_orthogonalised(self, spec: RunSpec) -> str | None:
+        """Refuse what DeepSpeed's Muon does otherwise, or not at all, where gradients are partitioned."""
+        if spec.clip_norm is not None:
+            return (
+                f"{self.name} orthogonalises the gradients of {spec.optimizer} before it clips them, which is "
+                "another algorithm; leave clip_norm out, or use --strategy zero0 or ddp"
+            )
+        if self.stage == 3 and {**self.options, **spec.strategy_options}.get("reduce_scatter"):
+            return (
+                f"{self.name} orthogonalises whole gradients for {spec.optimizer}, which scattered ones are not; "
+                "use --set strategy.reduce_scatter=false"
             )
         return None
 

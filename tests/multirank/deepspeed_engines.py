@@ -42,6 +42,7 @@ GRID = (
         ("zero0", "zero2", "zero3"),
     ),
     ("gpt", "adagrad/deepspeed-cpu", {"lr": 1e-3}, ("zero1", "zero1-offload")),
+    ("gpt", "muon/deepspeed", {}, ("zero0", "zero1", "zero2-offload")),
     ("linear_regression", "adamw/forloop", {"accumulation": 4}, STAGES),
     ("linear_regression", "rmsprop/foreach", {"clip_norm": 0.5}, (*STAGES, *OFFLOADED)),
 )

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 BOUND = 1e-5
-"""Largest relative difference of a loss from ``single``'s in fp32 (measured: 2e-7)."""
+"""Largest relative difference of a loss from ``single``'s in fp32 (measured: 2e-7; DeepSpeed's Muon 4e-6)."""
 NORM_BOUND = 1e-4
 """Of a gradient norm over 20 steps (measured: 9e-7)."""
 BF16_BOUND = 2e-2
@@ -179,16 +179,19 @@ def test_a_ddp_run_with_a_torch_optimizer_never_imports_deepspeed(tmp_path):
 
 def test_a_kernel_build_that_fails_costs_only_the_cells_that_need_it(optbench, tmp_path):
     compiler = tmp_path / "broken-c++"
-    compiler.write_text("#!/bin/sh\necho the compiler is broken >&2\nexit 1\n", encoding="utf-8")
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exec c++ --version\necho the compiler is broken >&2\nexit 1\n',
+        encoding="utf-8",
+    )
     compiler.chmod(0o755)
     ran = optbench.run(
         *("--workload", "linear_regression", "--strategy", "zero2", "--nproc", "2", "--steps", "3"),
         *("--optimizer", "adamw/deepspeed", "--optimizer", "adamw/foreach", "--json"),
         env={"CXX": str(compiler), "OPTBENCH_CACHE": str(tmp_path / "cache")},
     )
-    rows = {row["optimizer"]: row for row in ran.json["runs"]}
-    assert rows["adamw/foreach"]["outcome"] == "completed", ran.err
-    assert rows["adamw/deepspeed"]["outcome"] != "completed"
+    broken, sound = ran.json["runs"]
+    assert sound["outcome"] == "completed", ran.err
+    assert broken["outcome"] != "completed"
     (log,) = (tmp_path / "cache").glob("kernels/*/fused_adam.log")
-    assert str(log) in rows["adamw/deepspeed"]["reason"]
+    assert str(log) in broken["reason"]
     assert "the compiler is broken" in log.read_text(encoding="utf-8")

@@ -70,7 +70,8 @@ def test_every_precision_runs_with_a_plain_optimizer(name, precision):
         ("zero0", "lbfgs/forloop", {}, ["closure", "--strategy ddp"]),
         ("zero1", "adafactor/forloop", {}, ["whole tensors", "flat partitions", "zero0 or ddp"]),
         ("zero3", "muon/forloop", {}, ["whole matrices", "zero0 or ddp"]),
-        ("zero2", "muon/deepspeed", {}, ["whole matrices", "zero0 or ddp"]),
+        ("zero2", "muon/deepspeed", {"clip_norm": 1.0}, ["before it clips", "leave clip_norm out"]),
+        ("zero3", "muon/deepspeed", {}, ["strategy.reduce_scatter=false"]),
         ("zero1-offload", "adamw/deepspeed", {}, ["FusedAdam", "adamw/deepspeed-cpu"]),
         ("zero2-offload", "adamw/foreach", {"precision": "bf16-pure"}, ["DeepSpeedCPUAdam", "bf16-master"]),
         ("zero2-offload", "adamw/compiled", {"gpus": 2}, ["host memory", "adamw/deepspeed-cpu"]),
@@ -110,6 +111,12 @@ def test_offload_without_a_compiler_refuses_deepspeeds_own_adam_and_runs_others(
 def test_deepspeeds_cpu_adam_runs_beside_an_accelerator_under_offload_only():
     assert refused("zero2-offload", "adamw/deepspeed-cpu", gpus=2) is None
     assert "works on cpu only" in str(refused("zero2", "adamw/deepspeed-cpu", gpus=2))
+
+
+def test_deepspeeds_own_muon_runs_where_zero_orthogonalises_whole_gradients():
+    for name in ("zero0", "zero1", "zero2", "zero1-offload", "zero2-offload"):
+        assert refused(name, "muon/deepspeed") is None
+    assert refused("zero3", "muon/deepspeed", strategy_options={"reduce_scatter": False}) is None
 
 
 def test_undeclared_optimizers_pass_the_plan_and_those_that_average_themselves_do_not():
