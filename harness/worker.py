@@ -206,7 +206,6 @@ class _Rank:
         self._trace(engine, workload, batches, world, collectors, imported_rss_bytes)
         engine.close()
         if world.backend is not None:
-            torch.distributed.barrier()  # a rank that leaves early takes its end of the connections with it
             torch.distributed.destroy_process_group()
 
     def _steps(
