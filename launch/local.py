@@ -143,6 +143,7 @@ def run(
         if taken is not None:
             return Ended("failed", taken)
     words = command(spec, ["--prepared", str(folder.absolute())], master_port or free_port())
+    words[3:3] = [f"--log-dir={folder.absolute() / 'log' / 'torchrun'}"]  # else it leaves a temporary folder
     log = folder / "log" / "torchrun.log"
     kills_before = memory_kills.count()
     settings = environment(spec, folder.name, os.environ)

@@ -53,4 +53,5 @@ def test_no_process_shared_memory_port_or_temporary_folder_is_left_behind(optben
     assert left == {}
     assert set(SHARED_MEMORY.iterdir()) - before[1] == set()
     assert listening() - before[2] == set()
-    assert [path.name for path in temporary.iterdir()] == []
+    # torch's cache of compiled code is no leftover: the next run reads it.
+    assert [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")] == []
