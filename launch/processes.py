@@ -73,15 +73,23 @@ def of_run(run_id: str) -> list[psutil.Process]:
 
 
 def dump_stacks(pids: Iterable[int], wait_s: float = 1.0) -> None:
-    """Ask ranks to write the stacks of all threads to their logs, stopped ones included; wait for the writing."""
-    asked = False
+    """Ask ranks to write the stacks of all threads to their logs, stopped ones included; wait for the writing.
+
+    What a rank forked writes to the same log: it is asked afterwards, or the two would mix their lines.
+    """
+    parents: dict[int, int] = {}
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGUSR1)
-            os.kill(pid, signal.SIGCONT)
-            asked = True
-    if asked:
-        time.sleep(wait_s)
+        with contextlib.suppress(psutil.Error):
+            parents[pid] = psutil.Process(pid).ppid()
+    for forked in (False, True):
+        asked = False
+        for pid in (pid for pid, parent in parents.items() if (parent in parents) is forked):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGUSR1)
+                os.kill(pid, signal.SIGCONT)
+                asked = True
+        if asked:
+            time.sleep(wait_s)
 
 
 def end(run_id: str, process: subprocess.Popen[bytes] | None, wait_s: float = 5.0) -> None:

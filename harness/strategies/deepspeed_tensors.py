@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from harness.strategies.held import kept
+from harness.tracing.extents import local_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,20 +57,28 @@ _ON_PARAMETERS: tuple[tuple[str, Category], ...] = (
 
 
 def live_tensors(engine: Any, optimizer: Any) -> Iterator[tuple[Category, Tensor]]:
-    """Yield every tensor with its category; of views into what was yielded already, none.
+    """Yield every plain tensor with its category; of views into what was yielded already, none.
 
     Args:
         engine: DeepSpeed's.
         optimizer: the one that updates, inside any wrapper.
     """
     seen: dict[tuple[Category, int], list[tuple[int, int]]] = {}
-    for category, tensor in _found(engine, optimizer):
-        start = int(tensor.storage_offset()) * tensor.element_size()
-        end = start + tensor.numel() * tensor.element_size()
-        spans = seen.setdefault((category, tensor.untyped_storage().data_ptr()), [])
-        if start < end and not any(low <= start and end <= high for low, high in spans):
-            spans.append((start, end))
-            yield category, tensor
+    for category, whole in _found(engine, optimizer):
+        for tensor in local_parts(whole):  # a quantised state wraps several
+            if _is_new(category, tensor, seen):
+                yield category, tensor
+
+
+def _is_new(category: Category, tensor: Tensor, seen: dict[tuple[Category, int], list[tuple[int, int]]]) -> bool:
+    """Say whether a plain tensor shows memory that none before it has shown, and note it."""
+    start = int(tensor.storage_offset()) * tensor.element_size()
+    end = start + tensor.numel() * tensor.element_size()
+    spans = seen.setdefault((category, tensor.untyped_storage().data_ptr()), [])
+    if start < end and not any(low <= start and end <= high for low, high in spans):
+        spans.append((start, end))
+        return True
+    return False
 
 
 def _found(engine: Any, optimizer: Any) -> Iterator[tuple[Category, Tensor]]:

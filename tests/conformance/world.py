@@ -139,6 +139,8 @@ def predicted(spec, workload, world):
 def tried(cell, world):
     patch = PATCHES[cell.pop("patch", None)]
     spec = RunSpec.model_validate(cell)
+    if OPTIMIZERS.get(spec.optimizer).traits.compiled:
+        torch.compiler.reset()  # a run has a process of its own: what was compiled before must not count
     try:
         alone = World(0, 1, 0, world.device, None) if strategy(spec.strategy).one_rank else world
         if spec.optimizer.partition("/")[2].startswith("deepspeed") or spec.strategy.startswith("zero"):
