@@ -30,9 +30,11 @@ class Implementation:
         sparse: whether it takes sparse gradients.
         state_tensors: where this code keeps more or less than the algorithm needs.
         traits: further fields of OptimizerTraits that differ from what the algorithm says.
+        variants: choices in which this code documents another form than its algorithm's reference takes by
+            default, by their names there (`harness.references.reference.Reference.variants`).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each is a fact of its own, given by its name
         self,
         algorithm: Algorithm,
         word: str,
@@ -43,11 +45,13 @@ class Implementation:
         sparse: Literal["no", "yes", "only"] = "no",
         state_tensors: float | None = None,
         traits: Mapping[str, Any] | None = None,
+        variants: Mapping[str, JsonValue] | None = None,
     ) -> None:
         self.name = f"{algorithm.name}/{word}"
         self.target = target
         self.algorithm = algorithm
         self.fixed = dict(fixed or {})
+        self.variants = dict(variants or {})
         known: dict[str, Any] = {
             "algorithm": algorithm.name,
             "granularity": algorithm.granularity,

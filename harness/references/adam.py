@@ -1,0 +1,68 @@
+"""Adam and AdamW."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from harness.references.decay import DECOUPLED, L2, MAXIMISE, Mistakes, moved, penalised
+from harness.references.moments import (
+    BETAS,
+    CORRECTION,
+    EPSILON,
+    NARROW,
+    averaged,
+    betas,
+    counted,
+    rooted,
+    unbias,
+)
+from harness.references.reference import Reference
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.references.reference import Hyperparameters, State
+
+
+def adam(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
+    """Return the parameter after one step.
+
+    m_t = beta1 m_{t-1} + (1 - beta1) g_t, v_t = beta2 v_{t-1} + (1 - beta2) g_t^2,
+    p_t = p_{t-1} - lr (m_t / (1 - beta1^t)) / (sqrt(v_t / (1 - beta2^t)) + eps).
+    With ``amsgrad`` the largest v so far stands for v_t (Reddi et al. 2018, Algorithm 2, corrected for bias).
+    """
+    g = penalised(p, g, h)
+    t, (beta1, beta2) = counted(state), betas(h)
+    m, v = averaged(state, "m", g, beta1, h), averaged(state, "v", g * g, beta2, h)
+    if h.get("amsgrad"):
+        v = state["largest"] = torch.maximum(state.get("largest", torch.zeros_like(v)), v)
+    m_hat = m / unbias(beta1, t, h)
+    return moved(p, h["lr"] * m_hat / rooted(v, unbias(beta2, t, h, 2), h), h)
+
+
+_MOMENTS: Mistakes = {
+    **CORRECTION,
+    **EPSILON,
+    **BETAS,
+    **NARROW,
+    "amsgrad left out": {"amsgrad": False},
+    **MAXIMISE,
+}
+
+ADAM = Reference(
+    "adam",
+    "Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1",
+    adam,
+    variants={"eps_at": "outside", "decoupled_weight_decay": False},
+    mistakes={**_MOMENTS, **L2},
+)
+
+ADAMW = Reference(
+    "adamw",
+    "Loshchilov and Hutter 2019, arXiv:1711.05101, Algorithm 2",
+    adam,
+    variants={"eps_at": "outside", "decoupled_weight_decay": True},
+    mistakes={**_MOMENTS, **DECOUPLED},
+)

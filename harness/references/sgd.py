@@ -1,0 +1,69 @@
+"""Stochastic gradient descent, plain and with momentum."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.references.decay import L2, MAXIMISE, Mistakes, moved, penalised
+from harness.references.reference import Reference
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.references.reference import Hyperparameters, State
+
+
+def sgd(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
+    """Return the parameter after one step.
+
+    p_t = p_{t-1} - lr v_t, v_t = momentum v_{t-1} + (1 - dampening) g_t; with ``nesterov`` g_t + momentum v_t
+    stands for v_t. v_1 = g_1: the first gradient is not dampened. Without momentum v_t = g_t, dampened or not.
+
+    ``averaged``: an average, dampening = momentum from the first step on. ``rate_inside``: lr scales g_t as it
+    enters v_t, as in Sutskever's equation 1; the two forms part when lr changes.
+    """
+    g, momentum = penalised(p, g, h), h["momentum"]
+    if not momentum:
+        return moved(p, h["lr"] * g, h)
+    dampening = momentum if h.get("averaged") else h["dampening"]
+    inner, outer = (h["lr"], 1.0) if h.get("rate_inside") else (1.0, h["lr"])
+    if "v" in state:
+        state["v"] = momentum * state["v"] + (1 - dampening) * inner * g
+    else:
+        first = 1 - dampening if h.get("averaged") or h.get("dampened_at_once") else 1.0
+        state["v"] = first * inner * g
+    return moved(p, outer * (inner * g + momentum * state["v"] if h["nesterov"] else state["v"]), h)
+
+
+_MOMENTUM: Mistakes = {
+    "momentum that averages gradients instead of summing them": {"averaged": True},
+    "dampening left out": {"dampening": 0.0},
+    "dampening of the first gradient": {"dampened_at_once": True},
+    "learning rate inside the momentum": {"rate_inside": True},
+    "momentum left out": {"momentum": 0.0},
+}
+_VARIANTS = {"averaged": False, "rate_inside": False}
+
+SGD = Reference(
+    "sgd",
+    "Robbins and Monro 1951, doi:10.1214/aoms/1177729586, equation 6",
+    sgd,
+    variants=_VARIANTS,
+    mistakes={**L2, **MAXIMISE, **_MOMENTUM},
+)
+
+SGD_MOMENTUM = Reference(
+    "sgd-momentum",
+    "Sutskever et al. 2013, PMLR 28(3), equations 1 and 2, lr outside the momentum",
+    sgd,
+    variants=_VARIANTS,
+    mistakes={"Nesterov form instead of the classical one": {"nesterov": True}, **_MOMENTUM, **L2, **MAXIMISE},
+)
+
+SGD_NESTEROV = Reference(
+    "sgd-nesterov",
+    "Sutskever et al. 2013, PMLR 28(3), equations 3 and 4, in the point where the gradient is taken",
+    sgd,
+    variants=_VARIANTS,
+    mistakes={"classical form instead of Nesterov's": {"nesterov": False}, **_MOMENTUM, **L2, **MAXIMISE},
+)
