@@ -66,3 +66,42 @@ ADAMW = Reference(
     variants={"eps_at": "outside", "decoupled_weight_decay": True},
     mistakes={**_MOMENTS, **DECOUPLED},
 )
+
+
+def sparseadam(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
+    """Return the parameter after one step; g is dense, the gradient's absent rows are zero there.
+
+    Where ``role`` is ``sparse``, Adam in the rows that have a gradient: the others keep moments and values, and
+    eps stands by ``sparse_eps_at``. The count of steps, hence the bias correction, is one for all rows.
+    Elsewhere Adam.
+    """
+    if h["role"] != "sparse":
+        return adam(p, g, state, h)
+    rows = (g != 0).reshape(len(g), -1).any(dim=1)
+    kept = {key: value.clone() for key, value in state.items() if key != "t"}
+    moved_all = adam(p, g, state, {**h, "eps_at": h["sparse_eps_at"]})
+    if h.get("dense_moments"):
+        return torch.where(_over(rows, p), moved_all, p)
+    for key in ("m", "v"):
+        state[key] = torch.where(_over(rows, p), state[key], kept.get(key, torch.zeros_like(p)))
+    return torch.where(_over(rows, p), moved_all, p)
+
+
+def _over(rows: Tensor, p: Tensor) -> Tensor:
+    return rows.reshape(-1, *[1] * (p.dim() - 1))
+
+
+SPARSEADAM = Reference(
+    "sparseadam",
+    "Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1, in the rows that have a gradient (torch.optim.SparseAdam)",
+    sparseadam,
+    variants={"eps_at": "outside", "sparse_eps_at": "uncorrected"},
+    mistakes={
+        **CORRECTION,
+        "eps outside the root, after the correction": {"sparse_eps_at": "outside"},
+        "moments decay in rows without a gradient": {"dense_moments": True},
+        **BETAS,
+        **NARROW,
+        **MAXIMISE,
+    },
+)

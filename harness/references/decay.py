@@ -62,7 +62,7 @@ def decoupled(h: Hyperparameters) -> bool:
 def penalised(p: Tensor, g: Tensor, h: Hyperparameters) -> Tensor:
     """Return the gradient of loss + weight_decay |p|^2 / 2; of the loss alone where decay is decoupled."""
     g = descent(g, h)
-    return g if decoupled(h) else g + h.get("decay_times", 1) * h["weight_decay"] * p
+    return g if decoupled(h) else g + h.get("decay_times", 1) * h.get("weight_decay", 0.0) * p
 
 
 def moved(p: Tensor, step: Tensor, h: Hyperparameters) -> Tensor:
@@ -73,5 +73,5 @@ def moved(p: Tensor, step: Tensor, h: Hyperparameters) -> Tensor:
     if not decoupled(h):
         return p - step
     rate = {"lr": h["lr"], "peak_lr": h.get("peak_lr", h["lr"]), "none": 1.0}[h.get("decay_lr", "lr")]
-    kept = math.pow(1 - rate * h["weight_decay"], h.get("decay_times", 1))
+    kept = math.pow(1 - rate * h.get("weight_decay", 0.0), h.get("decay_times", 1))
     return (p - step) * kept if h.get("decay_after") else p * kept - step

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from harness.references.decay import L2, MAXIMISE, Mistakes, moved, penalised
+from harness.references.moments import counted
 from harness.references.reference import Reference
 
 if TYPE_CHECKING:
@@ -66,4 +68,36 @@ SGD_NESTEROV = Reference(
     sgd,
     variants=_VARIANTS,
     mistakes={"classical form instead of Nesterov's": {"nesterov": False}, **_MOMENTUM, **L2, **MAXIMISE},
+)
+
+
+def asgd(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
+    """Return the parameter after one step; the average of the iterates is kept beside it and moves nothing.
+
+    p_t = (1 - lambd eta_t) p_{t-1} - eta_t g_t, eta_1 = lr, eta_t = lr / (1 + lambd lr (t - 1))^alpha.
+    ``rate_of`` ``step before``: lr is that of step t - 1, so that a changed rate arrives a step late.
+    """
+    g = penalised(p, g, h)
+    t = counted(state)
+    before = state.get("lr", h["lr"])
+    state["lr"] = h["lr"]
+    lr: float = before if h["rate_of"] == "step before" else h["lr"]
+    eta = lr / math.pow(1 + h["lambd"] * lr * (t - 1 + h.get("step_offset", 0)), h["alpha"])
+    return p * float(1 - eta * h["lambd"] * h.get("shrinks", 1)) - eta * g
+
+
+ASGD = Reference(
+    "asgd",
+    "Polyak and Juditsky 1992, doi:10.1137/0330046; decay and rate of Bottou 2012, Stochastic Gradient Tricks, 5",
+    asgd,
+    variants={"rate_of": "step before"},
+    mistakes={
+        "rate decays one step early": {"step_offset": 1},
+        "rate does not decay": {"alpha": 0.0},
+        "decay by lambd left out": {"shrinks": 0},
+        "decay by lambd applied twice": {"shrinks": 2},
+        "a changed learning rate acts at once": {"rate_of": "this step"},
+        **L2,
+        **MAXIMISE,
+    },
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from harness.references import adam, sgd
+from harness.references import accumulating, adafactor, adam, adaptive, layerwise, sgd, signs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +18,19 @@ _TABLE: tuple[Reference, ...] = (
     sgd.SGD,
     sgd.SGD_MOMENTUM,
     sgd.SGD_NESTEROV,
+    sgd.ASGD,
+    adam.SPARSEADAM,
+    adaptive.ADAMAX,
+    adaptive.NADAM,
+    adaptive.RADAM,
+    accumulating.ADAGRAD,
+    accumulating.ADADELTA,
+    accumulating.RMSPROP,
+    signs.RPROP,
+    signs.LION,
+    layerwise.LAMB,
+    layerwise.NOVOGRAD,
+    adafactor.ADAFACTOR,
 )
 
 REFERENCES: Mapping[str, Reference] = MappingProxyType({each.algorithm: each for each in _TABLE})
