@@ -1,0 +1,234 @@
+"""Trials over plain tensors: an implementation beside its reference, scenario by scenario."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.precision import stepped_dtype
+from harness.registry import load
+from harness.verification.bounds import bound
+from harness.verification.certificate import Check
+from harness.verification.comparing import Difference, Held, Twist, compare, worst
+from harness.verification.diagnosis import diagnose
+from harness.verification.playing import Refused, Trace, play
+from harness.verification.scenarios import Scenario, main, others
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from harness.interfaces import Optimizer
+    from harness.references.reference import Reference
+    from harness.spec import RunSpec
+
+NONE_AS_ZERO = Twist(
+    "None is treated as a gradient of zeros",
+    gradient=lambda trace, name, step: (
+        torch.zeros_like(trace.steps[step - 1].before[name])
+        if trace.steps[step - 1].gradients[name] is None
+        else trace.steps[step - 1].gradients[name]
+    ),
+)
+"""A recorded variant, not a fault."""
+
+STATE_GROWS = 1.5
+"""State that has grown by this factor between a fifth of the steps and the last grows with steps."""
+
+
+def trials(optimizer: Optimizer, spec: RunSpec, reference: Reference | None) -> tuple[list[Check], str | None]:
+    """Try an implementation over plain tensors.
+
+    Args:
+        optimizer: the implementation.
+        spec: its hyperparameters, precision and device.
+        reference: what it is held to; None: only the checks that need none are made.
+
+    Returns:
+        The checks, and the cause: None unless one is wrong and a known mistake explains it.
+
+    Raises:
+        UnsupportedError: it cannot be built over such tensors.
+    """
+    if reference is None or (reference.update is None and reference.minimise is None):
+        from harness.verification.unreferenced import trials as without
+
+        return without(optimizer, spec)
+    if reference.update is None:
+        from harness.verification.closures import trials as minimising
+
+        return minimising(optimizer, spec, reference)
+    return _Trials(optimizer, spec, reference).all()
+
+
+class _Trials:
+    """The trials of one implementation against its reference."""
+
+    def __init__(self, optimizer: Optimizer, spec: RunSpec, reference: Reference) -> None:
+        self.optimizer, self.spec, self.reference = optimizer, spec, reference
+        self.checks: list[Check] = []
+        self.cause: str | None = None
+
+    def all(self) -> tuple[list[Check], str | None]:
+        usual = main(self.optimizer.traits)
+        try:
+            trace = play(self.optimizer, usual.spec(self.spec, None), usual)
+        except Refused as error:
+            where = f"step {error.step} raised {error}"
+            return [Check(name=usual.name, verdict="wrong", step=error.step, detail=where)], None
+        held = self._held(usual, trace)
+        self._judge_main(held, trace)
+        self.checks += besides(trace, self.optimizer)
+        fixed = getattr(self.optimizer, "fixed", {})
+        for scenario in others(self.optimizer.traits, self._options(self.spec, trace), fixed):
+            self._try(scenario, held.lr)
+        self.checks.append(nonfinite(self.optimizer, self.spec))
+        return self.checks, self.cause
+
+    def _judge_main(self, held: Held, trace: Trace) -> None:
+        found = compare(held, trace)
+        saved = trace.scenario.saved_at or trace.scenario.steps
+        first = [each for each in found if each.step <= saved]
+        self.checks.append(judged("update", first))
+        self.checks.append(judged("resumed from a saved state", [each for each in found if each.step > saved]))
+        if any(check.verdict == "wrong" for check in self.checks):
+            self.cause = diagnose(held, trace, found)
+
+    def _try(self, scenario: Scenario, lr: float) -> None:
+        spec = scenario.spec(self.spec, lr)
+        try:
+            trace = play(self.optimizer, spec, scenario)
+        except Exception as error:
+            if scenario.unusual:
+                self.checks.append(Check(name=scenario.name, verdict="recorded", detail=f"refused: {error}"))
+            elif isinstance(error, Refused):
+                detail = f"step {error.step} raised {error}"
+                self.checks.append(Check(name=scenario.name, verdict="wrong", step=error.step, detail=detail))
+            else:
+                raise
+            return
+        held = self._held(scenario, trace, lr)
+        found = compare(held, trace)
+        check = judged(scenario.name, found)
+        if check.verdict == "wrong" and scenario.unusual:
+            check = self._variant(held, trace) or check
+        self.checks.append(check)
+        if check.verdict == "wrong" and self.cause is None:
+            self.cause = diagnose(held, trace, found)
+
+    def _variant(self, held: Held, trace: Trace) -> Check | None:
+        """Return the record of a legitimate treatment of missing gradients, where that explains what was seen."""
+        check = judged(trace.scenario.name, compare(held, trace, NONE_AS_ZERO))
+        if check.verdict != "passed":
+            return None
+        return check.model_copy(update={"verdict": "recorded", "detail": NONE_AS_ZERO.cause})
+
+    def _options(self, spec: RunSpec, trace: Trace) -> dict[str, Any]:
+        """Return the hyperparameters: what the registry says, or what a class of the user's declares."""
+        known = getattr(self.optimizer, "hyperparameters", None)
+        if known is not None:
+            return dict(known(spec))
+        algorithm = load("harness.optimizers.algorithms:ALGORITHMS")[self.reference.algorithm]
+        return {**algorithm.options, "lr": algorithm.lr, **trace.defaults}
+
+    def _held(self, scenario: Scenario, trace: Trace, lr: float | None = None) -> Held:
+        spec = scenario.spec(self.spec, lr)
+        variants = getattr(self.optimizer, "variants", {})
+        chosen = self._options(spec, trace)
+        lr = chosen.pop("lr") if hasattr(self.optimizer, "hyperparameters") else _peak(trace)
+        options = {**self.reference.variants, **chosen, **dict(scenario.options), **variants}
+        return held(self.optimizer, spec, self.reference, options, lr)
+
+
+def held(optimizer: Optimizer, spec: RunSpec, reference: Reference, options: Mapping[str, Any], lr: float) -> Held:
+    """Return what an implementation is held to under the spec's precision.
+
+    Args:
+        optimizer: the implementation; its traits name the state's dtypes.
+        spec: its precision.
+        reference: the algorithm.
+        options: every hyperparameter but the rate, variants included.
+        lr: peak rate before a group's scale.
+    """
+    dtype = getattr(torch, stepped_dtype(spec.precision))
+    traits = optimizer.traits
+    kept = dtype if traits.state_follows_parameters and traits.state_dtypes == ("float32",) else torch.float32
+    if "bfloat16" in traits.state_dtypes:
+        kept = torch.bfloat16
+    allowed = bound(dtype, traits.state_dtypes, reference.internal_dtype, options)
+    return Held(reference, options, lr, allowed, kept)
+
+
+def judged(name: str, differences: Sequence[Difference]) -> Check:
+    """Return the verdict on some updates: the worst, beside its bound."""
+    found = worst(differences)
+    if found is None:
+        return Check(name=name, verdict="not applicable", detail="no step was done")
+    return Check(
+        name=name,
+        verdict="passed" if found.ratio <= 1 else "wrong",
+        error=found.error,
+        bound=found.bound,
+        step=found.step,
+        tensor=found.tensor,
+    )
+
+
+def besides(trace: Trace, optimizer: Optimizer) -> list[Check]:
+    """Return the checks of what else a trace shows: late work, gradients, state."""
+    late = "work after the step"
+    threads = f"threads left: {', '.join(trace.new_threads)}" if trace.new_threads else None
+    if trace.moved_later is None:
+        checks = [Check(name=late, verdict="passed", detail=threads)]
+    else:
+        step, tensor = trace.moved_later
+        detail = "parameters changed after step() had returned and the device was done"
+        checks = [Check(name=late, verdict="wrong", step=step, tensor=tensor, detail=detail)]
+    checks.append(Check(name="gradients after the step", verdict="recorded", detail=_words(trace.gradients)))
+    return [*checks, _state(trace, optimizer)]
+
+
+def _state(trace: Trace, optimizer: Optimizer) -> Check:
+    elements = sum(value.numel() for value in trace.steps[0].before.values())
+    early, last = trace.state_elements[len(trace.steps) // 5], trace.state_elements[-1]
+    detail = f"{last / elements:.2f} tensors of state, {optimizer.traits.state_tensors:g} declared"
+    if last > STATE_GROWS * early + elements and not optimizer.traits.closure:
+        return Check(name="state size", verdict="wrong", detail=f"{detail}; it grows from step to step")
+    return Check(name="state size", verdict="recorded", detail=detail)
+
+
+def nonfinite(optimizer: Optimizer, spec: RunSpec) -> Check:
+    """Record what an infinite gradient does."""
+    name = "a gradient that is not finite"
+    from harness.verification.playing import Player
+    from harness.verification.scenarios import small
+
+    try:
+        player = Player(optimizer, spec, small(optimizer.traits))
+        player.step(1)
+        before = player.values()
+        gradients = {each: torch.full_like(p.detach(), torch.inf) for each, p in player.parameters.items()}
+        if optimizer.traits.sparse_gradients == "only":
+            gradients = {each: g.to_sparse(1) if each == "rows" else g for each, g in gradients.items()}
+        player.step(2, gradients)
+    except Exception as error:  # noqa: BLE001  # raising is one of the answers
+        return Check(name=name, verdict="recorded", detail=f"raises: {error}")
+    after = player.values()
+    if all(torch.equal(before[each], after[each]) for each in before):
+        return Check(name=name, verdict="recorded", detail="skipped")
+    finite = all(bool(value.isfinite().all()) for value in after.values())
+    return Check(name=name, verdict="recorded", detail="moves by finite amounts" if finite else "propagated")
+
+
+def _words(fates: set[str]) -> str:
+    return " or ".join(sorted(fates)) or "none were given"
+
+
+def _peak(trace: Trace) -> float:
+    """Return the rate of a group that is not scaled."""
+    stage = trace.scenario.stage
+    for name, rate in trace.lr.items():
+        group = stage.groups[stage.member(name).group]
+        if rate is not None:
+            return rate / group.lr_scale
+    return 1.0
