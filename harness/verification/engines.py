@@ -1,0 +1,282 @@
+"""Trials of an optimizer inside a real engine: every rank drives it over the linear workload.
+
+The gradient of each step is known beforehand (`harness.verification.linear`); the parameters are those that the
+forward passes see, whatever the engine does in between. After each step the update is held to the reference's
+update from the same parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed as dist
+
+from harness.parameter_groups import role
+from harness.precision import stepped_dtype
+from harness.registry import load
+from harness.verification.bounds import bound
+from harness.verification.certificate import Check
+from harness.verification.driving import resumed, settled, simple, stream_of
+from harness.verification.engine_causes import OWN, behaviours
+from harness.verification.known import RIGHT, differences, norm, updates
+from harness.verification.linear import SHAPES, Linear, initial
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.interfaces import Optimizer, World
+    from harness.references.reference import Reference
+    from harness.spec import RunSpec
+    from harness.verification.known import Behaviour, Settings, Trial, Values
+
+CLEARER = 100.0
+"""A cause is named where it explains all of the error, or all but a hundredth."""
+ROUNDINGS = 8
+"""Of the gradient on its way: divided, reduced, clipped."""
+NORM_BOUND = 1e-4
+"""Relative error of a reported gradient norm: added up in float32, squares of bfloat16 gradients too."""
+
+
+def trials(
+    optimizer: Optimizer, spec: RunSpec, world: World, reference: Reference | None
+) -> tuple[list[Check], str | None]:
+    """Prove an optimizer inside an engine; every rank of the world calls it, and all return the same.
+
+    Args:
+        optimizer: registry entry that the engine is started with.
+        spec: strategy and optimizer with their options, precision, device, lr; steps, batch and workload are the
+            trials' own.
+        world: this rank.
+        reference: None: only the checks that need none are made.
+
+    Returns:
+        Checks, and the cause if one explains what is wrong.
+
+    Raises:
+        UnsupportedError: the strategy cannot run that.
+    """
+    made = [
+        resumed("update", optimizer, settled(spec, world), world),
+        simple("update, accumulated and clipped", optimizer, _clipping(spec, world), world),
+    ]
+    checks = [check for trial in made for check in _of_passes(trial, spec)]
+    causes: list[str] = []
+    if reference is not None and reference.update is not None:
+        known = settings(optimizer, spec, reference)
+        judge = _Judge(optimizer, spec, world, reference, known)
+        checks += [check for trial in made for check in judge.checks(trial)]
+        if any(check.verdict == "wrong" for check in checks):
+            causes = judge.causes(made)
+    replicas = _replicas(made, world)
+    checks, cause = _agreed(_gathered((checks, causes), world), replicas)
+    return checks, cause
+
+
+def _clipping(spec: RunSpec, world: World) -> RunSpec:
+    """Return the spec of a trial that clips about half of its steps."""
+    chosen = settled(spec, world, accumulation=2)
+    stream = stream_of(chosen)
+    norms = sorted(norm(stream.gradient(step)) for step in range(chosen.steps))
+    return chosen.model_copy(update={"clip_norm": round(norms[len(norms) // 2] * 0.7, 3)})
+
+
+def settings(optimizer: Optimizer, spec: RunSpec, reference: Reference) -> Settings:
+    """Return the reference's hyperparameters for each parameter of the linear workload."""
+    hyperparameters = getattr(optimizer, "hyperparameters", None)
+    if hyperparameters is not None:
+        chosen: dict[str, Any] = hyperparameters(spec)
+    else:
+        known = load("harness.optimizers.algorithms:ALGORITHMS").get(reference.algorithm)
+        options = {**(known.options if known else {}), **spec.optimizer_options}
+        chosen = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        chosen["lr"] = spec.lr if spec.lr is not None else known.lr
+    chosen = {**chosen, **reference.variants, **getattr(optimizer, "variants", {})}
+    found: Settings = {}
+    for name, shape in SHAPES.items():
+        kind = role(name, len(shape), Linear.traits)
+        decay = chosen.get("weight_decay") if kind != "vector" else 0.0
+        found[name] = {**chosen, "weight_decay": decay, "role": kind, "peak_lr": chosen["lr"]}
+    return found
+
+
+class _Judge:
+    """Holds trials to a reference, on one rank."""
+
+    def __init__(
+        self, optimizer: Optimizer, spec: RunSpec, world: World, reference: Reference, known: Settings
+    ) -> None:
+        self._reference, self._known, self._rank = reference, known, world.rank
+        dtype = getattr(torch, stepped_dtype(spec.precision))
+        options = next(iter(known.values()))
+        self._bound = bound(dtype, optimizer.traits.state_dtypes, reference.internal_dtype, options)
+
+    def checks(self, trial: Trial) -> list[Check]:
+        """Return what the updates are worth, those after loading apart."""
+        rows = self._rows(trial, RIGHT)
+        at = trial.resumed_at
+        found = [_worst(trial.name, rows[:at])]
+        if at is not None:
+            # The step before loading ends in what the fresh engine starts from.
+            found.append(_worst("resumed from a saved state", rows[at - 1 :], first=at))
+        return found
+
+    def _rows(self, trial: Trial, behaviour: Behaviour) -> list[dict[str, tuple[float, float]]]:
+        """Return by step and tensor the error of the update and its bound, both relative to the update's size."""
+        expected = updates(self._reference, self._known, trial, self._rank, behaviour)
+        rows = []
+        for step, row in enumerate(differences(trial, expected)):
+            before = trial.values[step]
+            rows.append({name: self._measured(step + 1, before[name], *found) for name, found in row.items()})
+        return rows
+
+    def _measured(self, step: int, before: torch.Tensor, difference: float, size: float) -> tuple[float, float]:
+        if size == 0:
+            return (0.0 if difference == 0 else math.inf), 1.0
+        largest = float(before.abs().max())
+        allowed = self._bound.at(step, largest, size, coded=False) + ROUNDINGS * self._bound.unit
+        return difference / size, allowed
+
+    def causes(self, made: Sequence[Trial]) -> list[str]:
+        """Return every behaviour that explains all trials, the simplest first."""
+        right = max(self._excess(trial, RIGHT) for trial in made)
+        longest = max(made, key=lambda trial: len(trial.factors))
+        ratios = {
+            each.cause: max(self._excess(trial, each) for trial in made)
+            for each in behaviours(self._reference, longest)
+        }
+        explains = [cause for cause, ratio in ratios.items() if ratio <= 1]
+        if explains or not ratios:
+            return explains
+        best = min(ratios, key=lambda cause: ratios[cause])
+        return [best] if ratios[best] * CLEARER <= right else []
+
+    def _excess(self, trial: Trial, behaviour: Behaviour) -> float:
+        """Return the largest error as a multiple of its bound; NaN is infinite."""
+        ratios = [e / b for row in self._rows(trial, behaviour) for e, b in row.values()]
+        return max(math.inf if math.isnan(ratio) else ratio for ratio in ratios)
+
+
+def _worst(name: str, rows: Sequence[dict[str, tuple[float, float]]], first: int = 1) -> Check:
+    """Return the check whose error comes closest to its bound, or exceeds it most."""
+    placed = [(e, b, step, tensor) for step, row in enumerate(rows, start=first) for tensor, (e, b) in row.items()]
+    error, allowed, step, tensor = max(placed, key=lambda each: _ratio(each[0], each[1]))
+    verdict = "passed" if error <= allowed else "wrong"
+    return Check(name=name, verdict=verdict, error=error, bound=allowed, step=step, tensor=tensor)
+
+
+def _ratio(error: float, allowed: float) -> float:
+    return math.inf if math.isnan(error) else error / allowed
+
+
+def _of_passes(trial: Trial, spec: RunSpec) -> list[Check]:
+    """Return the checks that need no reference."""
+    suffix = ", accumulated" if trial.stream.accumulation > 1 else ""
+    found = [_initial(f"initial values{suffix}", trial.passes[0][0], spec.seed)]
+    still = [
+        (step, name)
+        for step, passes in enumerate(trial.passes, start=1)
+        for later in passes[1:]
+        for name, value in passes[0].items()
+        if not torch.equal(value, later[name])
+    ]
+    if trial.stream.accumulation > 1:
+        found.append(_flag("parameters stand still within a step", still))
+        found.append(_norms(trial))
+    unmoved = [
+        (step + 1, name)
+        for step in range(len(trial.factors))
+        for name in SHAPES
+        if trial.factors[step] and _alike(trial.values[step], trial.values[step + 1])
+    ][: len(trial.factors)]
+    found.append(_flag(f"every step moves parameters{suffix}", unmoved))
+    return found
+
+
+def _alike(some: Values, others: Values) -> bool:
+    return all(torch.equal(value, others[name]) for name, value in some.items())
+
+
+def _flag(name: str, faults: Sequence[tuple[int, str]]) -> Check:
+    if not faults:
+        return Check(name=name, verdict="passed")
+    step, tensor = faults[0]
+    return Check(name=name, verdict="wrong", step=step, tensor=tensor)
+
+
+def _initial(name: str, seen: Values, seed: int) -> Check:
+    differing = [each for each in SHAPES if not torch.equal(seen[each].cpu(), initial(each, seed))]
+    return _flag(name, [(1, each) for each in differing])
+
+
+def _norms(trial: Trial) -> Check:
+    """Hold the reported norm to the known gradient's, which tells of a factor that the update may be blind to."""
+    name = "gradient norm"
+    told = [(step, each) for step, each in enumerate(trial.norms) if each is not None]
+    if not told:
+        return Check(name=name, verdict="not applicable", detail="the engine reports none")
+    errors = [(abs(each / norm(trial.stream.gradient(step)) - 1), step) for step, each in told]
+    error, step = max(errors)
+    verdict = "passed" if error <= NORM_BOUND else "wrong"
+    return Check(name=name, verdict=verdict, error=error, bound=NORM_BOUND, step=step + 1)
+
+
+def _replicas(made: Sequence[Trial], world: World) -> Check:
+    """Compare the bits of what every rank's forward passes saw."""
+    name = "replicas are identical"
+    if world.size == 1:
+        return Check(name=name, verdict="not applicable", detail="one rank")
+    sums = [
+        zlib.crc32(b"".join(value.contiguous().cpu().numpy().tobytes() for value in passes[0].values()))
+        for trial in made
+        for passes in trial.passes
+    ]
+    everyone = _gathered(sums, world)
+    apart = [index for index, found in enumerate(zip(*everyone, strict=True)) if len(set(found)) > 1]
+    if not apart:
+        return Check(name=name, verdict="passed")
+    where = "before the first step" if apart[0] == 0 else None
+    return Check(name=name, verdict="wrong", step=max(1, apart[0]), detail=where)
+
+
+def _gathered(mine: Any, world: World) -> list[Any]:
+    if world.size == 1 or world.backend is None:
+        return [mine]
+    everyone: list[Any] = [None] * world.size
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def _agreed(everyone: Sequence[tuple[list[Check], list[str]]], replicas: Check) -> tuple[list[Check], str | None]:
+    """Return of each check the worst rank's, and a cause that fits every rank that found something wrong."""
+    checks = [_worst_of(same) for same in zip(*(checks for checks, _ in everyone), strict=True)]
+    return [*checks, replicas], _common_cause(everyone, replicas)
+
+
+def _worst_of(same: Sequence[Check]) -> Check:
+    wrong = [rank for rank, check in enumerate(same) if check.verdict == "wrong"]
+    worst = max(same, key=lambda check: (check.verdict == "wrong", _ratio(check.error or 0.0, check.bound or 1.0)))
+    if 0 < len(wrong) < len(same):
+        ranks = ", ".join(map(str, wrong))
+        return worst.model_copy(update={"detail": f"on rank {ranks} of {len(same)}"})
+    return worst
+
+
+def _common_cause(everyone: Sequence[tuple[list[Check], list[str]]], replicas: Check) -> str | None:
+    wrong = [rank for rank, (checks, _) in enumerate(everyone) if any(c.verdict == "wrong" for c in checks)]
+    differ = replicas.verdict == "wrong"
+    if differ and replicas.detail is not None:
+        return "ranks start from different parameters: they are seeded differently"
+    if not wrong:
+        return None
+    fitting = [cause for cause in everyone[wrong[0]][1] if all(cause in everyone[rank][1] for rank in wrong)]
+    if differ and OWN in fitting:
+        return OWN
+    if not differ:
+        fitting = [cause for cause in fitting if cause != OWN]
+    if not fitting:
+        return None
+    partial = len(wrong) < len(everyone)
+    return f"on rank {', '.join(map(str, wrong))} alone: {fitting[0]}" if partial else fitting[0]

@@ -1,0 +1,106 @@
+"""Makes proofs inside real engines, one after the other, in one world of ranks.
+
+``torchrun --nproc-per-node N -m harness.verification.world JOBS OUT``. JOBS: a JSON list of `Job` for N ranks.
+OUT: rank 0 appends a JSON line a job, the proof's `Certificate`; a job without a line when the world has ended is the
+one that ended it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from harness import user_path
+from harness.errors import OptbenchError, UnsupportedError
+from harness.interfaces import World
+from harness.registry import OPTIMIZERS, strategy
+from harness.verification.engines import trials
+from harness.verification.identity import Job
+from harness.verification.prove import certificate, reference, verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.verification.certificate import Certificate, Check
+
+HANG_S = 60
+"""A collective that takes longer waits for a rank that will not come."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make every proof asked for, with the other ranks; end the world at one that failed."""
+    parser = argparse.ArgumentParser(prog="harness.verification.world", description=__doc__.partition("\n")[0])
+    parser.add_argument("jobs", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args(arguments)
+    user_path.extend()
+    torch.set_num_threads(1)
+    jobs = [Job.model_validate(each) for each in json.loads(options.jobs.read_text(encoding="utf-8"))]
+    world = joined(jobs[0].spec.device) if jobs else None
+    for job in jobs:
+        assert world is not None, "there are jobs"
+        made = proved(job, world)
+        if world.rank == 0:
+            with options.out.open("a", encoding="utf-8") as lines:
+                print(made.model_dump_json(), file=lines, flush=True)
+        if made.outcome == "failed":
+            return 1  # perhaps this rank alone, and the others wait in a collective: the next needs a new world
+        gc.collect()
+    return 0
+
+
+def joined(device: str | None) -> World:
+    """Join the other ranks that torchrun started, each on its device."""
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    place = torch.device("cpu")
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device == "accelerator" and found is not None:
+        torch.accelerator.set_device_index(local)
+        place = torch.device(found.type, local)
+    backend = dist.get_default_backend_for_device(place)
+    dist.init_process_group(
+        backend, timeout=timedelta(seconds=HANG_S), device_id=place if place.type != "cpu" else None
+    )
+    return World(rank, size, local, place, backend)
+
+
+def proved(job: Job, world: World) -> Certificate:
+    """Return the certificate of one job; on all ranks the same, unless one of them failed."""
+    started = time.monotonic()
+    optimizer = OPTIMIZERS.get(job.spec.optimizer)
+    checks: Sequence[Check] = ()
+    reason: str | None
+    cause = held_to = None
+    if optimizer.traits.compiled:
+        torch.compiler.reset()  # a run has a process of its own: what was compiled before must not count
+    try:
+        held_to = reference(optimizer.traits.algorithm, job.like)
+        alone = strategy(job.spec.strategy).one_rank
+        ranks = World(0, 1, 0, world.device, None) if alone else world
+        checks, cause = trials(optimizer, job.spec, ranks, held_to)
+        outcome, reason = verdict(checks)
+    except UnsupportedError as error:
+        outcome, reason = "unsupported", str(error)
+    except Exception as error:  # noqa: BLE001  # whatever the code under test raises is its own row
+        traceback.print_exc()
+        outcome = "failed"
+        reason = str(error) if isinstance(error, OptbenchError) else f"{type(error).__name__}: {error}"
+    return certificate(job, outcome, reason, cause, checks, held_to, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads that the code under test left must not keep a proof from ending
