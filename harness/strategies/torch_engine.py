@@ -78,7 +78,8 @@ class TorchEngine:
         self._scaler = torch.amp.GradScaler(world.device.type) if spec.precision == "fp16" else None
         self._scale: float | None = None
         self._operators = StepOperators()
-        self._steps, self._factor = 0, 1.0
+        self._steps = 0
+        self._factor: float | None = 1.0
         self._module.train()
 
     def _build(self) -> nn.Module:
@@ -321,6 +322,7 @@ class TorchEngine:
         if self._scaler is not None:
             self._scaler.load_state_dict(cast("dict[str, Any]", state["scaler"]))
             self._scale = None
+        self._factor = None  # the groups hold the rate that was saved
 
     def close(self) -> None:
         """Let go of model and optimizer."""
