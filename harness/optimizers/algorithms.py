@@ -7,14 +7,17 @@ names and must compute the same mathematics from them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pydantic import JsonValue
+
+    from harness.interfaces import Role
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Algorithm:
         state_tensors: state in multiples of the parameters' elements, under the default options.
         closure: a step evaluates the loss again.
         source: where the algorithm and its defaults are described.
+        state_elements: (role, shape) -> elements of state for one parameter, where that is no fixed multiple.
     """
 
     name: str
@@ -38,6 +42,18 @@ class Algorithm:
     state_tensors: float
     source: str
     closure: bool = False
+    state_elements: Callable[[Role, tuple[int, ...]], float] | None = None
+
+
+def _muon_state(role: Role, shape: tuple[int, ...]) -> float:
+    """One momentum for a matrix inside the model, AdamW's two moments for the rest."""
+    return math.prod(shape) * (1 if role == "matrix" and len(shape) == 2 else 2)
+
+
+def _factored_state(_role: Role, shape: tuple[int, ...]) -> float:
+    """A sum for each row and each column of the last two dimensions; the square of a vector's every element."""
+    elements = math.prod(shape)
+    return elements / shape[-1] + elements / shape[-2] if len(shape) > 1 and elements else elements
 
 
 _ADAM: dict[str, JsonValue] = {
@@ -72,6 +88,7 @@ _TABLE = (
         "tensor",  # row and column statistics, and the update's root mean square over the whole tensor
         0.05,
         "Shazeer and Stern 2018, arXiv:1804.04235; torch.optim.Adafactor",
+        state_elements=_factored_state,
     ),
     Algorithm(
         "adagrad",
@@ -155,6 +172,7 @@ _TABLE = (
         "matrix",
         2,  # one momentum for matrices, two moments for the rest: at most two
         "Jordan 2024, kellerjordan.github.io/posts/muon; torch.optim.Muon and torch.optim.AdamW",
+        state_elements=_muon_state,
     ),
     Algorithm(
         "nadam",

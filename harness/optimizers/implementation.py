@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.interfaces import OptimizerTraits
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from pydantic import JsonValue
 
-    from harness.interfaces import ParamGroup, WorkloadTraits
+    from harness.interfaces import ParamGroup, Role, WorkloadTraits
     from harness.machine import Machine
     from harness.optimizers.algorithms import Algorithm
     from harness.spec import RunSpec
@@ -71,6 +72,13 @@ class Implementation:
             or self._unknown_values(spec)
             or self._missing_class(machine)
         )
+
+    def state_tensors(self, parameters: Sequence[tuple[Role, tuple[int, ...]]]) -> float:
+        """Return the state in multiples of these parameters' elements, given by role and shape."""
+        rule, elements = self.algorithm.state_elements, sum(math.prod(shape) for _, shape in parameters)
+        if rule is None or not elements:
+            return self.traits.state_tensors
+        return sum(rule(role, shape) for role, shape in parameters) / elements
 
     def unavailable(self, spec: RunSpec, machine: Machine) -> str | None:
         """Return what the family lacks on this machine, or None; the first question that is asked."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness.interfaces import Predicts
+from harness.parameter_groups import role
+from harness.registry import OPTIMIZERS
 
 if TYPE_CHECKING:
     from harness.interfaces import OptimizerTraits, Prediction, Strategy, Workload, World
@@ -20,7 +22,8 @@ def expected(
     """Return the strategy's prediction; None: it makes none.
 
     The model is built once more on the meta device, which takes no memory: wrappers changed the names and shapes
-    of the one that trains.
+    of the one that trains. State that is no fixed multiple of the parameters (Muon's, Adafactor's) counts with its
+    mean over this model.
     """
     if not isinstance(strategy, Predicts):
         return None
@@ -31,4 +34,8 @@ def expected(
     blocks = tuple(
         name for name, _ in model.named_modules() if any(fnmatchcase(name, pattern) for pattern in patterns)
     )
+    rule = getattr(OPTIMIZERS.get(spec.optimizer), "state_tensors", None)
+    if rule is not None and optimizer.state_bytes is None:
+        members = [(role(name, len(shape), workload.traits), shape) for name, shape in shapes.items()]
+        optimizer = optimizer.model_copy(update={"state_tensors": rule(members)})
     return strategy.predict(shapes, spec, optimizer, world, blocks)
