@@ -1,0 +1,113 @@
+"""``optbench verify`` and the proofs of ``run``, as a user starts them."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+from conftest import Optbench
+
+SOUND = """
+import torch
+
+class Mine(torch.optim.AdamW):
+    pass
+"""
+
+IDLE = SOUND.replace("pass", "def step(self, closure=None):\n        return None")
+DEADLY = SOUND.replace("pass", "def step(self, closure=None):\n        import os\n        os.abort()")
+
+
+@pytest.fixture
+def user(tmp_path):
+    """A folder of the user's with a module ``mine`` in it, and its store."""
+    write(tmp_path, SOUND)
+    return Optbench(tmp_path / "results", cwd=tmp_path)
+
+
+def write(folder, source, name="mine"):
+    (folder / f"{name}.py").write_text(textwrap.dedent(source), encoding="utf-8")
+
+
+def verify(user, *words, **options):
+    return user("verify", *words, "--results", str(user.results), **options)
+
+
+def small(*words):
+    return ("--workload", "linear_regression", "--nproc", "1", "--steps", "10", *words)
+
+
+def test_an_optimizer_that_is_right_gets_a_certificate_that_is_kept_and_found_again(user):
+    first = verify(user, "--optimizer", "adamw/foreach", "--json")
+    (made,) = first.json["certificates"]
+    assert (first.code, made["outcome"], made["cause"]) == (0, "passed", None)
+    assert made["reference"].startswith("adamw: ")
+    assert (user.results / made["id"] / "manifest.json").is_file()
+    assert "proved right" in first.err
+    again = verify(user, "--optimizer", "adamw/foreach", "--json")
+    assert again.json["certificates"] == first.json["certificates"]
+    assert "proved right" not in again.err
+    anew = verify(user, "--optimizer", "adamw/foreach", "--anew", "--json")
+    assert anew.json["certificates"][0]["id"] != made["id"]
+
+
+def test_a_damaged_certificate_proves_nothing(user):
+    first = verify(user, "--optimizer", "sgd/forloop", "--json")
+    manifest = user.results / first.json["certificates"][0]["id"] / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b"passed", b"parsed", 1))
+    again = verify(user, "--optimizer", "sgd/forloop", "--json")
+    assert again.json["certificates"][0]["id"] != first.json["certificates"][0]["id"]
+
+
+def test_a_change_of_the_users_source_ends_its_certificate(user):
+    assert verify(user, "--optimizer", "mine:Mine", "--like", "adamw").code == 0
+    write(user.cwd, IDLE)
+    changed = verify(user, "--optimizer", "mine:Mine", "--like", "adamw", "--json")
+    assert changed.code == 4
+    assert changed.json["certificates"][0]["outcome"] == "wrong"
+    assert changed.json["certificates"][0]["cause"] == "the step does nothing"
+
+
+def test_a_wrong_optimizer_is_not_timed_unless_the_user_insists(user):
+    write(user.cwd, IDLE)
+    ran = user.run(*small("--optimizer", "mine:Mine"), "--verify", "--json")
+    (row,) = ran.json["runs"]
+    assert (ran.code, row["outcome"]) == (4, "wrong")
+    record = user.show(row["run_id"])
+    assert record["metrics"] == {}
+    assert record["verification"]["certificate"].startswith("certificate-")
+    assert record["verification"]["certificate"] in record["reason"]
+    insisted = user.run(*small("--optimizer", "sgd/forloop"), "--no-verify", "--json")
+    record = user.show(insisted.json["runs"][0]["run_id"])
+    assert record["verification"] == {"outcome": "not verified", "reason": "--no-verify"}
+
+
+def test_a_run_names_the_certificate_that_it_rests_on(user):
+    ran = user.run(*small("--optimizer", "sgd/forloop"), "--verify", "--json")
+    assert ran.code == 0
+    record = user.show(ran.json["runs"][0]["run_id"])
+    assert record["verification"]["outcome"] == "passed"
+    assert (user.results / record["verification"]["certificate"]).is_dir()
+
+
+def test_an_optimizer_that_kills_its_process_loses_its_own_proof_only(user):
+    write(user.cwd, DEADLY, "deadly")
+    ran = verify(user, "--optimizer", "deadly:Mine", "--optimizer", "sgd/forloop", "--json")
+    by_name = {made["optimizer"]: made for made in ran.json["certificates"]}
+    assert ran.code == 1
+    assert by_name["deadly:Mine"]["outcome"] == "failed"
+    assert "SIGABRT" in by_name["deadly:Mine"]["reason"]
+    assert by_name["deadly:Mine"]["id"] is None
+    assert by_name["sgd/forloop"]["outcome"] == "passed"
+
+
+def test_a_custom_class_without_a_reference_is_told_which_checks_were_made(user):
+    ran = verify(user, "--optimizer", "mine:Mine")
+    assert ran.code == 0
+    assert "no reference for its algorithm; checked without one:" in " ".join(ran.out.split())
+
+
+def test_words_that_name_nothing_are_explained(user):
+    ran = verify(user, "--optimizer", "mine:Mine", "--like", "adamv")
+    assert ran.code == 2
+    assert "did you mean adam" in ran.err
