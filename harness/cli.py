@@ -235,6 +235,14 @@ def run(  # noqa: PLR0913, PLR0917  # one parameter an option
             "--master-port", metavar="PORT", min=1, max=65535, help="Rendezvous port; default: a free one."
         ),
     ] = None,
+    verify: Annotated[  # noqa: FBT002  # a flag of the command line
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            envvar="OPTBENCH_VERIFY",
+            help="Prove each optimizer right before it runs, unless a certificate does.",
+        ),
+    ] = True,
     as_json: Json = False,  # noqa: FBT002  # a flag of the command line
 ) -> None:
     """Train every run of a sweep, or of the options given, and print the table."""
@@ -259,19 +267,28 @@ def run(  # noqa: PLR0913, PLR0917  # one parameter an option
             raise InvalidInputError([Problem("--resume", "goes on with the runs as first asked for", remedy)])
         sweep_id = store.resolve_sweep(sweeps[0] if sweeps else "latest")
         specs = store.read_sweep(sweep_id).specs
-        found = _plan(specs, _machine(None, specs))
+        machine = _machine(None, specs)
+        found = _plan(specs, machine)
         store.check_writable()
         log = store.resume_sweep(sweep_id)
     else:
         sweep = options.read(sweeps or [], axes, settings or [])
         store.check_writable()
-        found = _plan(sweep.runs, _machine(None, sweep.runs))
+        machine = _machine(None, sweep.runs)
+        found = _plan(sweep.runs, machine)
         log = store.new_sweep(sweep.name, sweep.runs)
-    raise typer.Exit(_run(found, store, log, master_port, as_json=as_json))
+    proving = machine if verify else None
+    raise typer.Exit(_run(found, store, log, master_port, proving=proving, as_json=as_json))
 
 
-def _run(found: Plan, store: Store, log: SweepLog, master_port: int | None, *, as_json: bool) -> int:
-    """Run the plan; print the records of all its cells, also when interrupted."""
+def _run(
+    found: Plan, store: Store, log: SweepLog, master_port: int | None, *, proving: Machine | None, as_json: bool
+) -> int:
+    """Run the plan; print the records of all its cells, also when interrupted.
+
+    ``proving``: the machine that proves the optimizers right first; None: nothing is proved.
+    """
+    from harness.verbs import verifying
     from harness.verbs.display import SweepDisplay
     from launch import sweep
 
@@ -279,7 +296,8 @@ def _run(found: Plan, store: Store, log: SweepLog, master_port: int | None, *, a
     try:
         with log, SweepDisplay(Console(stderr=True)) as display:
             pending = store.pending(store.read_sweep(log.sweep_id))
-            sweep.run(found, store, log, display, pending=pending, master_port=master_port)
+            proofs = verifying.for_runs(found, pending, proving, store, display.tell) if proving else None
+            sweep.run(found, store, log, display, pending=pending, master_port=master_port, proofs=proofs)
     except KeyboardInterrupt:
         interrupted = True
     except OSError as error:
@@ -329,6 +347,56 @@ def exit_code(outcomes: Sequence[str]) -> int:
     if all(outcome == "unsupported" for outcome in outcomes):
         return FAILED
     return DONE if set(outcomes) <= {"completed", "unsupported"} else FAILED
+
+
+@app.command()
+def verify(  # noqa: PLR0913, PLR0917  # one parameter an option
+    optimizer: options.Optimizer = None,
+    strategy: options.Strategy = None,
+    precision: options.Precision = None,
+    nproc: options.Nproc = None,
+    device: options.Device = None,
+    lr: options.Lr = None,
+    settings: options.Settings = None,
+    like: Annotated[
+        str | None,
+        typer.Option("--like", metavar="ALGORITHM", help="Hold it to this algorithm's reference: adamw, say."),
+    ] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Believe no stored certificate.")] = False,  # noqa: FBT002  # a flag of the command line
+    results: Results = Path("results"),
+    as_json: Json = False,  # noqa: FBT002  # a flag of the command line
+) -> None:
+    """Prove optimizers right against float64 references; default: every registered one, over plain tensors."""
+    from harness.registry import OPTIMIZERS
+    from harness.store import Store
+    from harness.verbs import verifying
+
+    verifying.check_like(like)
+    every = [name for name in OPTIMIZERS.names() if ":" not in name]
+    axes = options.axes(
+        workload=["linear_regression"],
+        optimizer=optimizer or every,
+        strategy=strategy or ["single"],
+        precision=precision,
+        world_size=nproc,
+        device=device,
+        lr=lr,
+    )
+    specs = options.read([], axes, settings or []).runs
+    machine, store = _machine(None, specs), Store(results)
+    store.check_writable()
+    able, refused = verifying.jobs(_plan(specs, machine), like)
+    try:
+        made = verifying.certified(able, machine, store, lambda text: errors.print(text, markup=False), anew=anew)
+    except OSError as error:
+        errors.print(f"optbench: cannot write certificates: {error}", markup=False, style="red")
+        raise typer.Exit(FAILED) from error
+    found = [*made, *(("", each) for each in refused)]
+    if as_json:
+        _print_json(verifying.document(found))
+    else:
+        output.print(verifying.table(found))
+    raise typer.Exit(exit_code(["completed" if each.outcome == "passed" else each.outcome for _, each in found]))
 
 
 @app.command()

@@ -99,6 +99,8 @@ class RunRecord(BaseModel):
     environment: Environment = Field(default_factory=Environment)
     facts: dict[str, JsonValue] = Field(default_factory=dict)
     """What really ran: classes, flags, constructor arguments, the operators of a step, parameter count."""
+    verification: dict[str, JsonValue] = Field(default_factory=dict)
+    """What is proved of the optimizer: certificate, outcome, reason, cause, reference; empty: nobody asked."""
     metrics: dict[str, Metric] = Field(default_factory=dict)
     started_unix_s: float | None = None
     ended_unix_s: float | None = None

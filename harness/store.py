@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.claims import claim, ranks_alive, unclaimed
 from harness.errors import CorruptFileError, InvalidInputError, Problem
 from harness.index import RunRow, load_rows, row_from_manifest, row_of, stamp, store_rows
-from harness.manifest import MANIFEST, read_manifest, write_manifest
+from harness.manifest import MANIFEST, read_manifest, read_sealed, write_manifest
 from harness.rankfile import Line, RankFile, RankWriter, read_rank_file
+from harness.record import SCHEMA_VERSION
 from harness.run_ids import RUN_ID, SWEEP_ID, match_id, new_id
-from harness.sealed import encode
+from harness.sealed import encode, seal, write_atomically
 from harness.summary import read_spec, summarise
 from harness.sweeplog import SweepLog, SweepRecord, read_sweep_folder, write_sweep
 from harness.versions import FutureVersionError
 
 if TYPE_CHECKING:
-    import re
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from pydantic import JsonValue
 
     from harness.index import Stamp
     from harness.record import Environment, Outcome, RunRecord
@@ -114,6 +117,7 @@ class Store:
         *,
         notes: Sequence[str] = (),
         environment: Environment | None = None,
+        verification: Mapping[str, JsonValue] | None = None,
     ) -> RunRecord:
         """Write a run's manifest, the last of its files, and give the run back.
 
@@ -124,6 +128,7 @@ class Store:
             reason: the launcher's; None: the first rank's that failed.
             notes: what a reader should know.
             environment: for a run whose ranks wrote none.
+            verification: what is proved of its optimizer.
 
         Raises:
             InvalidInputError: there is no such run.
@@ -131,6 +136,8 @@ class Store:
         """
         folder = self.folder(run_id)
         record = summarise(folder, outcome, reason, notes, environment)
+        if verification:
+            record = record.model_copy(update={"verification": dict(verification)})
         write_manifest(folder, record)
         self.release(folder.name)
         return record
@@ -264,6 +271,28 @@ class Store:
         with self._new_folder(sweep_id) as folder:
             write_sweep(folder, name, specs)
         return SweepLog(self.root / sweep_id)
+
+    def new_document(self, kind: str, document: Mapping[str, object]) -> str:
+        """Write one document in a folder of its own, ``KIND-ID/manifest.json``, and return the folder's name.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        name = f"{kind}-{new_id()}"
+        with self._new_folder(name) as folder:
+            write_atomically(folder / MANIFEST, seal({"schema_version": SCHEMA_VERSION, **document}) + b"\n")
+        return name
+
+    def documents(self, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the folder's name and content of every document of a kind that can be read, the latest first.
+
+        One that is damaged, or of a newer optbench, is left out: what it would prove is unknown.
+        """
+        for name in reversed(self._ids(re.compile(re.escape(kind) + "-" + RUN_ID.pattern))):
+            with contextlib.suppress(CorruptFileError, OSError):
+                document = read_sealed(self.root / name / MANIFEST)
+                document.pop("schema_version", None)
+                yield name, document
 
     def resolve_sweep(self, word: str) -> str:
         """Return the id of the sweep that a user's word means: an id, a unique beginning, or ``latest``.

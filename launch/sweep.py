@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from harness import kernels
 from harness.summary import summarise
+from harness.verification.proofs import NOT_ASKED, NOT_PROVED, wrong
 from launch import local
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
+
+    from pydantic import JsonValue
 
     from harness.plan import Cell, Plan
     from harness.record import Outcome, RunRecord
@@ -44,6 +47,7 @@ def run(
     *,
     pending: Collection[int],
     master_port: int | None = None,
+    proofs: Mapping[int, Mapping[str, JsonValue]] | None = None,
 ) -> None:
     """Run what can run, write a row for what cannot.
 
@@ -54,6 +58,8 @@ def run(
         display: shows what happens.
         pending: indices of the cells to run; an earlier start has finished the others.
         master_port: of the rendezvous; None: a free one each time.
+        proofs: by cell, what is proved of its optimizer; a cell that is proved wrong is not started. None: nothing
+            was to be proved, and the records say so.
 
     Raises:
         KeyboardInterrupt: after the running cell was stopped and written down as incomplete.
@@ -65,6 +71,11 @@ def run(
     cells = [cell for cell in plan.runnable() if cell.index in pending]
     broken: dict[str, str | None] = {}
     for position, cell in enumerate(cells, start=1):
+        proof = NOT_ASKED if proofs is None else proofs.get(cell.index, NOT_PROVED)
+        found_wrong = wrong(proof)
+        if found_wrong is not None:
+            display.end(_row(cell, store, log, "wrong", found_wrong, proof))
+            continue
         missing = [name for name in cell.kernels if name not in broken]
         if missing:
             display.begin(cell, position, len(cells))  # the run that waits; its own time begins below
@@ -76,23 +87,37 @@ def run(
             display.end(_row(cell, store, log, "failed", "; ".join(failed)))
             continue
         display.begin(cell, position, len(cells))
-        display.end(_run(cell, store, log, display, master_port))
+        display.end(_run(cell, store, log, display, master_port, proof))
 
 
-def _row(cell: Cell, store: Store, log: SweepLog, outcome: Outcome, reason: str) -> RunRecord:
+def _row(
+    cell: Cell,
+    store: Store,
+    log: SweepLog,
+    outcome: Outcome,
+    reason: str,
+    proof: Mapping[str, JsonValue] | None = None,
+) -> RunRecord:
     folder = store.new_run(cell.spec)
     log.started(cell.index, folder.name)
-    return store.finish(folder.name, outcome, reason)
+    return store.finish(folder.name, outcome, reason, verification=proof)
 
 
-def _run(cell: Cell, store: Store, log: SweepLog, display: Display, master_port: int | None) -> RunRecord:
+def _run(
+    cell: Cell,
+    store: Store,
+    log: SweepLog,
+    display: Display,
+    master_port: int | None,
+    proof: Mapping[str, JsonValue],
+) -> RunRecord:
     folder = store.new_run(cell.spec)
     log.started(cell.index, folder.name)
     try:
         ended = local.run(cell.spec, folder, display.steps, master_port)
     except KeyboardInterrupt:
-        store.finish(folder.name, "incomplete", "interrupted")
+        store.finish(folder.name, "incomplete", "interrupted", verification=proof)
         raise
     if ended.rank_files_first and summarise(folder).outcome not in {"completed", "incomplete"}:
-        return store.finish(folder.name)  # a rank wrote down what went wrong
-    return store.finish(folder.name, ended.outcome, ended.reason)
+        return store.finish(folder.name, verification=proof)  # a rank wrote down what went wrong
+    return store.finish(folder.name, ended.outcome, ended.reason, verification=proof)

@@ -36,7 +36,7 @@ class Optbench:
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPTBENCH_RUN", "OMP_", "COLUMNS"))}
-        return {**kept, "PYTHONWARNINGS": "", **more}
+        return {**kept, "PYTHONWARNINGS": "", "OPTBENCH_VERIFY": "0", **more}
 
     def __call__(self, *words: str, env: dict[str, str] | None = None, timeout: float = 300) -> Ran:
         done = subprocess.run(

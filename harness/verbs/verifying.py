@@ -1,0 +1,207 @@
+"""What ``optbench verify`` shows, and the proofs that a run rests on."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from harness.errors import InvalidInputError, Problem
+from harness.optimizers.algorithms import ALGORITHMS
+from harness.registry import OPTIMIZERS
+from harness.spec import suggest
+from harness.verification import proofs, shelf
+from harness.verification.certificate import Certificate
+from harness.verification.identity import Job, key, plain_job
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pydantic import JsonValue
+
+    from harness.machine import Machine
+    from harness.plan import Cell, Plan
+    from harness.store import Store
+    from harness.verification.certificate import Check
+
+STYLES = {"passed": "green", "wrong": "bold red", "failed": "red", "unsupported": "dim"}
+
+
+def check_like(like: str | None) -> None:
+    """Refuse a word that names no algorithm.
+
+    Raises:
+        InvalidInputError: with the near ones.
+    """
+    if like is not None and like not in ALGORITHMS:
+        remedy = suggest(like, list(ALGORITHMS))
+        raise InvalidInputError([Problem(f"--like {like}", "is no algorithm with a reference", remedy)])
+
+
+def jobs(plan: Plan, like: str | None) -> tuple[list[Job], list[Certificate]]:
+    """Return what can be proved of a plan's cells, and a certificate that says why for each that can't be."""
+    able, refused = [], []
+    for cell in plan.cells:
+        spec = cell.spec
+        if cell.unsupported is None:
+            job = plain_job(spec, like) if spec.strategy == "single" else Job(spec=spec, like=like)
+            if job not in able:
+                able.append(job)
+        else:
+            refused.append(_refused(cell, like))
+    return able, refused
+
+
+def _refused(cell: Cell, like: str | None) -> Certificate:
+    spec = cell.spec
+    return Certificate(
+        optimizer=spec.optimizer,
+        strategy=spec.strategy,
+        precision=spec.precision,
+        world_size=spec.world_size or 1,
+        options=spec.optimizer_options,
+        like=like,
+        reference=None,
+        outcome="unsupported",
+        reason=cell.unsupported,
+    )
+
+
+def certified(
+    asked: Sequence[Job],
+    machine: Machine,
+    store: Store,
+    told: Callable[[str], None],
+    *,
+    anew: bool = False,
+) -> list[tuple[str, Certificate]]:
+    """Return a stored certificate for each job, made now where there is none that holds.
+
+    Args:
+        asked: the jobs.
+        machine: what runs them.
+        store: where certificates lie.
+        told: hears of each proof that is made now.
+        anew: believe no stored one.
+
+    Returns:
+        Name of the folder in the store and certificate, in the order asked for.
+
+    Raises:
+        OSError: a certificate cannot be written.
+        KeyboardInterrupt: passed on; what was proved is stored.
+    """
+    from launch import proving
+
+    keys = [key(job, machine) for job in asked]
+    found = {} if anew else shelf.find(store, keys)
+    missing = [job for job, each in zip(asked, keys, strict=True) if each not in found]
+
+    def done(job: Job, made: Certificate) -> None:
+        each = key(job, machine)
+        made = made.model_copy(update={"key": each})
+        name = shelf.save(store, made) if made.outcome != "failed" else ""  # a crash may have been the machine's
+        found[each] = (name, made)
+        told(line(made))
+
+    proving.prove(missing, done)
+    return [found[each] for each in keys]
+
+
+def line(made: Certificate) -> str:
+    """Tell one proof in a line."""
+    where = "" if made.strategy == "single" else f" {made.strategy}"
+    kind = "" if made.precision == "fp32" else f" {made.precision}"
+    told = {"passed": "proved right", "wrong": "WRONG", "failed": "no proof", "unsupported": "no proof"}
+    words = f"{made.optimizer}{where}{kind}: {told[made.outcome]}"
+    if made.outcome == "passed" and made.reference is None:
+        words = f"{made.optimizer}{where}{kind}: no fault found (no reference: only the checks that need none)"
+    if made.cause is not None:
+        words += f": {made.cause}"
+    elif made.reason is not None:
+        words += f": {made.reason}"
+    took = "" if made.took_s is None else f"  [{made.took_s:.1f} s]"
+    return words + took
+
+
+def for_runs(
+    plan: Plan, pending: Sequence[int], machine: Machine, store: Store, told: Callable[[str], None]
+) -> dict[int, dict[str, JsonValue]]:
+    """Return by cell what is proved of its optimizer, for the cell's record.
+
+    Raises:
+        OSError: a certificate cannot be written.
+    """
+    cells = [cell for cell in plan.runnable() if cell.index in pending]
+    wanted: dict[str, Job] = {}
+    by_cell: dict[int, str] = {}
+    for cell in cells:
+        if OPTIMIZERS.get(cell.spec.optimizer).traits.owns_reduction:
+            continue  # steps within a world only
+        job = plain_job(cell.spec)
+        by_cell[cell.index] = job.model_dump_json()
+        wanted[by_cell[cell.index]] = job
+    made = dict(zip(wanted, certified(list(wanted.values()), machine, store, told), strict=True))
+    return {index: proofs.of_run(*made[job]) for index, job in by_cell.items()}
+
+
+def document(found: Sequence[tuple[str, Certificate]]) -> dict[str, JsonValue]:
+    """Return the JSON of some certificates, each with the name of its folder (null: not stored)."""
+    return {
+        "certificates": [
+            {"id": name or None, **made.model_dump(mode="json", exclude={"kind", "version"})}
+            for name, made in found
+        ]
+    }
+
+
+def table(found: Sequence[tuple[str, Certificate]]) -> RenderableType:
+    """Return a row a certificate, and below the table what is wrong and why."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    shown.add_column("optimizer", overflow="fold", ratio=1)
+    shown.add_column("over", no_wrap=True)
+    shown.add_column("verdict", no_wrap=True)
+    for name in ("error", "bound", "step"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("tensor", overflow="fold")
+    for _, made in found:
+        shown.add_row(
+            made.optimizer + (f" like {made.like}" if made.like else ""),
+            f"{made.strategy} {made.precision}",
+            Text(made.outcome if made.outcome != "unsupported" else "unsupp.", style=STYLES[made.outcome]),
+            *_worst(made.worst),
+        )
+    notes = [note for name, made in found for note in _notes(name, made)]
+    parts: list[RenderableType] = [shown, *notes]
+    if any(made.worst is not None for _, made in found):
+        parts.append(
+            Text("error: largest difference from the float64 reference, 1 = the update itself", style="dim")
+        )
+    return Group(*parts)
+
+
+def _worst(check: Check | None) -> list[str]:
+    if check is None:
+        return ["-", "-", "-", ""]
+    step = "-" if check.step is None else str(check.step)
+    return [f"{check.error:.1e}", f"{check.bound:.1e}", step, check.tensor or ""]
+
+
+def _notes(name: str, made: Certificate) -> list[Text]:
+    told = functools.partial(Text, style="red" if made.outcome in {"wrong", "failed"} else "")
+    label = f"  {made.optimizer}"
+    notes = []
+    if made.cause is not None:
+        notes.append(told(f"{label}: likely cause: {made.cause}"))
+    if made.reason is not None:
+        notes.append(told(f"{label}: {made.outcome}: {made.reason}" + (f" [{name}]" if name else "")))
+    if made.outcome == "passed" and made.reference is None:
+        checks = ", ".join(check.name for check in made.checks if check.verdict == "passed")
+        notes.append(
+            Text(f"{label}: no reference for its algorithm; checked without one: {checks}", style="yellow")
+        )
+    return notes

@@ -1,0 +1,48 @@
+"""What a run's record says of the proof that it rests on."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import JsonValue
+
+    from harness.verification.certificate import Certificate
+
+NOT_ASKED: Mapping[str, JsonValue] = MappingProxyType({"outcome": "not verified", "reason": "--no-verify"})
+"""Of a run whose optimizer was not to be proved."""
+
+NOT_PROVED: Mapping[str, JsonValue] = MappingProxyType(
+    {"outcome": "not verified", "reason": "it steps within a world only; see optbench verify --strategy"}
+)
+"""Of a run whose optimizer has no proof over plain tensors of one rank."""
+
+
+def of_run(name: str, made: Certificate) -> dict[str, JsonValue]:
+    """Return what a run's record says of a certificate.
+
+    Args:
+        name: of its folder in the store; empty: it was not stored.
+        made: the certificate.
+    """
+    return {
+        "certificate": name or None,
+        "outcome": made.outcome,
+        "reason": made.reason,
+        "cause": made.cause,
+        "reference": made.reference,
+    }
+
+
+def wrong(proof: Mapping[str, JsonValue]) -> str | None:
+    """Return why a run must not be believed, for its record; None: nothing is proved against it."""
+    if proof.get("outcome") != "wrong":
+        return None
+    cause = f"likely cause: {proof['cause']}; " if proof.get("cause") else ""
+    return (
+        f"optbench verify found the optimizer wrong: {cause}{proof.get('reason')} "
+        f"({proof.get('certificate')}); --no-verify runs it all the same"
+    )

@@ -1,0 +1,131 @@
+"""Starts the processes that make proofs; one that dies or hangs costs its own proof only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.verification.certificate import Certificate
+from launch import local, processes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from harness.verification.identity import Job
+
+POLL_S = 0.05
+QUIET_S = 240.0
+"""A proof takes seconds, one that compiles up to a minute; past this it hangs."""
+
+
+def prove(jobs: Sequence[Job], done: Callable[[Job, Certificate], None]) -> None:
+    """Make every proof, and hand over each certificate as it is made.
+
+    Args:
+        jobs: what to prove; those over plain tensors share one process, those of one world size a world.
+        done: told each job and its certificate; a process that died or hung gives one with outcome ``failed``.
+
+    Raises:
+        KeyboardInterrupt: passed on once all processes have ended.
+    """
+    for group in _groups(jobs):
+        waiting = list(group)
+        while waiting:
+            made = 0
+            for line in _lines(waiting):
+                done(waiting[made], _certificate(waiting[made], line))
+                made += 1
+            waiting = waiting[made:]
+
+
+def _groups(jobs: Sequence[Job]) -> Iterable[list[Job]]:
+    groups: dict[tuple[bool, int, str | None], list[Job]] = {}
+    for job in jobs:
+        spec = job.spec
+        groups.setdefault((spec.strategy == "single", spec.world_size or 1, spec.device), []).append(job)
+    return groups.values()
+
+
+def _certificate(job: Job, line: dict[str, Any]) -> Certificate:
+    spec = job.spec
+    known = {
+        "optimizer": spec.optimizer,
+        "strategy": spec.strategy,
+        "precision": spec.precision,
+        "world_size": spec.world_size or 1,
+        "options": spec.optimizer_options,
+        "like": job.like,
+        "reference": None,
+        "made_unix_s": time.time(),
+    }
+    return Certificate.model_validate({**known, **line})
+
+
+def _lines(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+    """Yield a line a job until the process ends; the job that ended it early gets a line that says how."""
+    with tempfile.TemporaryDirectory(prefix="optbench-proofs-") as folder:
+        out, log = Path(folder) / "certificates.jsonl", Path(folder) / "log"
+        asked = Path(folder) / "jobs.json"
+        asked.write_text(json.dumps([job.model_dump(mode="json") for job in jobs]), encoding="utf-8")
+        out.touch()
+        marker = f"proofs-{secrets.token_hex(8)}"
+        settings = local.environment(jobs[0].spec, marker, os.environ)
+        process = processes.start(_words(jobs[0], asked, out, Path(folder)), settings, log)
+        told = 0
+        try:
+            with processes.guarded(marker):
+                code: int | None = None
+                for line in _watched(process, out):
+                    told += 1
+                    yield line
+                code = process.poll()
+        finally:
+            processes.end(marker, process)
+        if told < len(jobs):
+            yield {"outcome": "failed", "reason": _ended(code, log)}
+
+
+def _words(job: Job, asked: Path, out: Path, folder: Path) -> list[str]:
+    if job.spec.strategy == "single":
+        return [sys.executable, "-m", "harness.verification.prove", str(asked), str(out)]
+    world = ["-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={job.spec.world_size}"]
+    place = ["--master-addr=127.0.0.1", f"--master-port={local.free_port()}", "--max-restarts=0"]
+    target = ["-m", "harness.verification.world", str(asked), str(out)]
+    return [sys.executable, *world, *place, f"--log-dir={folder / 'torchrun'}", *target]
+
+
+def _watched(process: subprocess.Popen[bytes], out: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a growing file until the process has ended or written nothing for too long."""
+    offset, last = 0, time.monotonic()
+    while True:
+        ended = process.poll() is not None
+        with out.open("rb") as file:
+            file.seek(offset)
+            whole = file.read().rpartition(b"\n")[0]
+        for line in whole.splitlines():
+            yield json.loads(line)
+        if whole:
+            offset, last = offset + len(whole) + 1, time.monotonic()
+        if ended or time.monotonic() - last > QUIET_S:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(POLL_S)
+
+
+def _ended(code: int | None, log: Path) -> str:
+    if code is None:
+        return f"the proof wrote nothing for {QUIET_S:g} s and was ended"
+    told = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    last = f": {told[-1][:300]}" if told else ""
+    if code < 0:
+        return f"the proof's process was ended by {signal.Signals(-code).name}{last}"
+    return f"the proof's process ended with code {code}{last}"
