@@ -52,5 +52,9 @@ class DivergedError(OptbenchError):
     """The loss is no longer finite; the message names the step and the value."""
 
 
+class WrongAnswerError(OptbenchError):
+    """A check inside the run failed; the message names check, step and tensor, and what to do."""
+
+
 class CorruptFileError(OptbenchError):
     """A stored file cannot be read as what it claims to be; the message names file and line."""

@@ -342,6 +342,32 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one rank holds of one parameter.
+
+    Attributes:
+        name: as in the model.
+        tensor: the live elements, plain, without padding; none of them: empty.
+        start: number of the first of them in the whole parameter, flattened.
+        total: elements of the whole parameter.
+    """
+
+    name: str
+    tensor: Tensor
+    start: int
+    total: int
+
+
+@runtime_checkable
+class HoldsParts(Protocol):
+    """An engine that can tell which part of each parameter is here; the checks inside a run ask."""
+
+    def parts(self) -> Iterable[Part]:
+        """Yield every parameter of the model, in its order, the same one on every rank."""
+        ...
+
+
 class Strategy(Protocol):
     """How a model is spread over ranks.
 

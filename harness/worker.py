@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import user_path
-from harness.errors import NO_SPACE_EXIT_CODE, DivergedError, InvalidInputError, OptbenchError, UnsupportedError
+from harness.errors import (
+    NO_SPACE_EXIT_CODE,
+    DivergedError,
+    InvalidInputError,
+    OptbenchError,
+    UnsupportedError,
+    WrongAnswerError,
+)
 from harness.interfaces import DataShard, Observed, World
 from harness.loop import steps, turns
 from harness.rankfile import RankWriter, read_rank_file
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from harness.checks.run import RunChecks
     from harness.interfaces import Batch, Collector, Engine, Workload
     from harness.loop import Turn
     from harness.record import Outcome
@@ -167,6 +175,7 @@ class _Rank:
         import torch
 
         from harness import contract
+        from harness.checks.run import RunChecks
 
         spec = self._spec
         torch.set_num_threads(spec.threads or 1)
@@ -194,8 +203,13 @@ class _Rank:
         if world.size == 1 and world.backend is not None and self._rank == 0:
             self._writer.note(f"{spec.strategy} on one rank has nobody to exchange with: the same as single")
         shard = DataShard(world.rank, world.size, spec.global_batch or 1, spec.accumulation, spec.seed)
-        batches = contract.checked(workload.batches(shard), shard)
-        self._steps(engine, workload, batches, world, collectors)
+        checks = RunChecks(engine, workload, spec, world, OPTIMIZERS.get(spec.optimizer).traits)
+        batches = checks.watch(contract.checked(workload.batches(shard), shard))
+        try:
+            self._steps(engine, workload, batches, world, collectors, checks)
+        finally:
+            if self._rank == 0:
+                self._writer.facts({"checks": checks.facts()})
         for collector in collectors:
             self._writer.readings(collector.stop())
         if self._rank == 0:
@@ -215,6 +229,7 @@ class _Rank:
         batches: Iterator[Batch],
         world: World,
         collectors: Sequence[Collector],
+        checks: RunChecks,
     ) -> None:
         from harness import contract
 
@@ -222,12 +237,16 @@ class _Rank:
         gc.collect()
         gc.freeze()  # what exists by now stays: later collections need not walk it
         stream = steps(engine, batches, spec, world.device, collectors)
+        checks.begin()
         for turn in turns(stream, spec, _synchroniser(world.device)):
+            checks.turn_over(turn)
             self._step = turn.end
             self._train_time_s += turn.wall_s
-            for collector in collectors:
-                self._writer.readings(collector.turn())
+            readings = [reading for collector in collectors for reading in collector.turn()]
+            self._writer.readings(readings)
             _agree_that_finite(turn, world)
+            checks.timed(turn, readings)
+            checks.conclude(turn)
             if spec.warmup_steps in {0, turn.end}:
                 engine.verify_claims()
             last = turn.end == spec.steps
@@ -236,6 +255,7 @@ class _Rank:
                     values = contract.evaluation(workload.evaluate(model))
                 for collector in collectors:
                     collector.evaluated(turn.end, self._train_time_s, values)
+            checks.resume()
         for collector in collectors:
             self._writer.readings(collector.turn())  # the last evaluation
 
@@ -385,12 +405,10 @@ def _place(error: BaseException) -> str:
 def _cause(error: BaseException) -> tuple[Outcome, str]:
     """Return outcome and reason for what ended the rank."""
     reason = f"{type(error).__name__}: {shown(str(error))}".strip().removesuffix(":") + _place(error)
-    if isinstance(error, UnsupportedError):
-        return "unsupported", str(error)
-    if isinstance(error, DivergedError):
-        return "diverged", str(error)
+    if isinstance(error, (UnsupportedError, DivergedError)):
+        return "unsupported" if isinstance(error, UnsupportedError) else "diverged", str(error)
     if isinstance(error, OptbenchError):  # raised on purpose: its message needs no name of a class
-        return "failed", shown(str(error))
+        return "wrong" if isinstance(error, WrongAnswerError) else "failed", shown(str(error))
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out_of_memory", reason
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's CPU allocator

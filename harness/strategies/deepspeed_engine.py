@@ -22,6 +22,7 @@ from harness.strategies.deepspeed_flat import check_flat
 from harness.strategies.deepspeed_start import started
 from harness.strategies.deepspeed_state import restore, saved
 from harness.strategies.deepspeed_tensors import live_tensors
+from harness.strategies.held_parts import partition_of
 from harness.strategies.initialising import build, cast_inputs, initialise
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from harness.interfaces import Batch, Category, Optimizer, ParamGroup, Workload, World
+    from harness.interfaces import Batch, Category, Optimizer, ParamGroup, Part, Workload, World
     from harness.spec import RunSpec
 
 
@@ -151,6 +152,11 @@ class DeepSpeedEngine:
     def tensors(self) -> Iterable[tuple[Category, Tensor]]:
         """Yield what the module, DeepSpeed's wrapper and the optimizer inside it hold."""
         return live_tensors(self._engine, self._optimizer)
+
+    def parts(self) -> Iterator[Part]:
+        """Yield what this rank holds of each parameter: all of it, or under stage 3 its partition."""
+        rank = self._world.rank
+        return (partition_of(name, p, rank) for name, p in self._module.named_parameters())
 
     def facts(self) -> dict[str, JsonValue]:
         """Return the config as used, wrapper and real optimizer, and what DeepSpeed computes with."""

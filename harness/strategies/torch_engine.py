@@ -18,6 +18,7 @@ from harness.optimizers.construct import set_lr
 from harness.parameter_groups import parameter_groups
 from harness.strategies.clipping import clip
 from harness.strategies.held import kept
+from harness.strategies.held_parts import part_of
 from harness.strategies.in_backward import InBackward
 from harness.strategies.initialising import build, cast_inputs, initialise
 from harness.strategies.operators import StepOperators
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from harness.interfaces import Batch, Category, Optimizer, ParamGroup, Workload, World
+    from harness.interfaces import Batch, Category, Optimizer, ParamGroup, Part, Workload, World
     from harness.spec import RunSpec
     from harness.strategies.stepped import Stepped
 
@@ -267,6 +268,11 @@ class TorchEngine:
             yield from self._stepped.tensors()
         for key, tensor in kept(self._real_optimizer):
             yield ("master" if "master" in key else "state"), tensor
+
+    def parts(self) -> Iterator[Part]:
+        """Yield what this rank holds of each parameter: all of it, or of a DTensor the shard."""
+        names = [name for name, _ in self._module.named_parameters()]
+        return (part_of(name, p) for name, p in zip(names, self._held, strict=True))
 
     def facts(self) -> dict[str, JsonValue]:
         """Return what really ran: model, wrapper, optimizer class, arguments and flags, dtypes, operators."""
