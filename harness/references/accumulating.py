@@ -22,7 +22,7 @@ def adagrad(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
     s_t = s_{t-1} + g_t^2, p_t = p_{t-1} - lr / (1 + (t - 1) lr_decay) g_t / (sqrt(s_t) + eps).
     """
     g = penalised(p, g, h)
-    t = counted(state)
+    t = counted(state, h)
     start = torch.full_like(g, h["initial_accumulator_value"])
     state["s"] = state.get("s", start) + g * g if h.get("summed", True) else g * g
     rate = h["lr"] / (1 + (t - h.get("decay_from", 1)) * h["lr_decay"])
@@ -87,7 +87,7 @@ def rmsprop(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
     ``rate_inside``: lr scales what enters b_t; the two forms part when lr changes.
     """
     g = penalised(p, g, h)
-    t = counted(state)
+    t = counted(state, h)
     v = averaged(state, "v", g * g, h["alpha"], h)
     if h["centered"]:
         v = v - averaged(state, "mean", g, h["alpha"], h) ** 2

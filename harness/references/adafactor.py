@@ -27,7 +27,7 @@ def adafactor(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
     eps1 bounds V below by its square and mean(R) by itself (the paper adds it to g^2); None: the roundoff of
     ``dtype``, the parameter's own (float32 unless given). Of more than two dimensions the last two are matrices.
     """
-    g, t = descent(g, h), counted(state)
+    g, t = descent(g, h), counted(state, h)
     small, least = h["eps"]
     small = torch.finfo(h.get("dtype", torch.float32)).eps if small is None else small
     average = 1.0 - math.pow(t + h.get("step_offset", 0), h["beta2_decay"])

@@ -34,7 +34,7 @@ def adam(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
     With ``amsgrad`` the largest v so far stands for v_t (Reddi et al. 2018, Algorithm 2, corrected for bias).
     """
     g = penalised(p, g, h)
-    t, (beta1, beta2) = counted(state), betas(h)
+    t, (beta1, beta2) = counted(state, h), betas(h)
     m, v = averaged(state, "m", g, beta1, h), averaged(state, "v", g * g, beta2, h)
     if h.get("amsgrad"):
         v = state["largest"] = torch.maximum(state.get("largest", torch.zeros_like(v)), v)
@@ -55,7 +55,7 @@ ADAM = Reference(
     "adam",
     "Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1",
     adam,
-    variants={"eps_at": "outside", "decoupled_weight_decay": False},
+    variants={"eps_at": "outside"},
     mistakes={**_MOMENTS, **L2},
 )
 

@@ -35,7 +35,7 @@ def adamax(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
     (``gradient``) or to u_t (``outside``).
     """
     g = penalised(p, g, h)
-    t, (beta1, beta2) = counted(state), betas(h)
+    t, (beta1, beta2) = counted(state, h), betas(h)
     m = averaged(state, "m", g, beta1, h)
     size = g.abs() + h["eps"] if h["eps_at"] == "gradient" else g.abs()
     state["u"] = u = torch.maximum(beta2 * state.get("u", torch.zeros_like(g)), size)
@@ -69,7 +69,7 @@ def nadam(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
     m_hat = mu_{t+1} m_t / (1 - prod_{t+1}) + (1 - mu_t) g_t / (1 - prod_t), then as Adam.
     """
     g = penalised(p, g, h)
-    t, (beta1, beta2) = counted(state), betas(h)
+    t, (beta1, beta2) = counted(state, h), betas(h)
     mu, after = (_momentum(beta1, at, h) for at in (t, t + 1))
     state["product"] = product = state.get("product", 1.0) * mu
     if not h.get("scheduled", True):
@@ -99,7 +99,7 @@ NADAM = Reference(
     "nadam",
     "Dozat 2016, ICLR workshop, Algorithm 2 and section 3's schedule of the momentum",
     nadam,
-    variants={"eps_at": "outside", "decoupled_weight_decay": False},
+    variants={"eps_at": "outside"},
     mistakes={**_NADAM, **L2, **DECOUPLED},
 )
 
@@ -112,7 +112,7 @@ def radam(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
     r_t^2 = (rho_t - 4)(rho_t - 2) rho_inf / ((rho_inf - 4)(rho_inf - 2) rho_t); else p_t = p_{t-1} - lr m_hat.
     """
     g = penalised(p, g, h)
-    t, (beta1, beta2) = counted(state), betas(h)
+    t, (beta1, beta2) = counted(state, h), betas(h)
     m, v = averaged(state, "m", g, beta1, h), averaged(state, "v", g * g, beta2, h)
     m_hat = m / unbias(beta1, t, h)
     scale = rectified(beta2, t, h["threshold"])
@@ -137,7 +137,7 @@ RADAM = Reference(
     "radam",
     "Liu et al. 2020, arXiv:1908.03265, Algorithm 2, with the threshold 5 of the authors' code",
     radam,
-    variants={"eps_at": "uncorrected", "threshold": 5.0, "decoupled_weight_decay": False},
+    variants={"eps_at": "uncorrected", "threshold": 5.0},
     mistakes={
         **CORRECTION,
         **EPSILON,

@@ -32,7 +32,7 @@ def lamb(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
     r_t = m_hat / (sqrt(v_hat) + eps), u_t = r_t + weight_decay p_{t-1}, p_t = p_{t-1} - lr |p_{t-1}| / |u_t| u_t,
     with Adam's moments. phi is the identity. Where a norm is 0 the ratio is 1, as in the authors' code.
     """
-    t, (beta1, beta2) = counted(state), betas(h)
+    t, (beta1, beta2) = counted(state, h), betas(h)
     decay = h["weight_decay"] * h.get("decay_times", 1)
     if h.get("decay") == "l2":
         g, decay = g + decay * p, 0.0
@@ -78,7 +78,7 @@ def novograd(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
     ``normalised_at``: ``gradient`` as written, or ``moment`` as NVIDIA's code where decay is outside: m_t is of
     g_t alone and divided when it is used.
     """
-    t, (beta1, beta2) = counted(state), betas(h)
+    t, (beta1, beta2) = counted(state, h), betas(h)
     norm = _norm(g, state, beta2, h) / _norm_correction(beta2, t, h) + h["eps"]
     decay = h["weight_decay"] * h.get("decay_times", 1)
     share = 1 - beta1 if h["grad_averaging"] else 1.0

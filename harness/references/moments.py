@@ -53,9 +53,13 @@ EPSILON: Mapping[str, dict[str, Any]] = MappingProxyType(
 """The first four are all places where eps can stand; the one that an algorithm prescribes changes nothing."""
 
 
-def counted(state: State) -> int:
-    """Count this step; return its number, from 1."""
-    state["t"] = state.get("t", 0) + 1
+def counted(state: State, h: Hyperparameters) -> int:
+    """Count this step; return its number, from 1.
+
+    Variant ``counts``: ``tensor``, the steps at which the tensor had a gradient, or ``group``: every step of its
+    group, whose number is h["step"] where the caller knows it.
+    """
+    state["t"] = h["step"] if h.get("counts") == "group" and "step" in h else state.get("t", 0) + 1
     return int(state["t"])
 
 

@@ -78,10 +78,10 @@ def asgd(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
     ``rate_of`` ``step before``: lr is that of step t - 1, so that a changed rate arrives a step late.
     """
     g = penalised(p, g, h)
-    t = counted(state)
-    before = state.get("lr", h["lr"])
-    state["lr"] = h["lr"]
-    lr: float = before if h["rate_of"] == "step before" else h["lr"]
+    t = counted(state, h)
+    now = float(h["lr"])
+    lr = state.get("lr", now) if h["rate_of"] == "step before" else now
+    state["lr"] = now
     eta = lr / math.pow(1 + h["lambd"] * lr * (t - 1 + h.get("step_offset", 0)), h["alpha"])
     return p * float(1 - eta * h["lambd"] * h.get("shrinks", 1)) - eta * g
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from harness.references import accumulating, adafactor, adam, adaptive, layerwise, sgd, signs
+from harness.references import (
+    accumulating,
+    adafactor,
+    adam,
+    adaptive,
+    layerwise,
+    lbfgs,
+    moment_forms,
+    orthogonal,
+    schedule_free,
+    sgd,
+    signs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,12 +43,31 @@ _TABLE: tuple[Reference, ...] = (
     layerwise.LAMB,
     layerwise.NOVOGRAD,
     adafactor.ADAFACTOR,
+    moment_forms.ADAMW_CLAMPED,
+    moment_forms.LAPROP,
+    moment_forms.ADOPT,
+    moment_forms.ADEMAMIX,
+    schedule_free.ADAMW_SCHEDULE_FREE,
+    schedule_free.RADAM_SCHEDULE_FREE,
+    schedule_free.SGD_SCHEDULE_FREE,
+    lbfgs.LBFGS,
+    orthogonal.MUON,
+    orthogonal.MUON_EMA,
 )
 
 REFERENCES: Mapping[str, Reference] = MappingProxyType({each.algorithm: each for each in _TABLE})
 """Every reference, by algorithm."""
 
-WITHOUT: Mapping[str, str] = MappingProxyType({})
+WITHOUT: Mapping[str, str] = MappingProxyType(
+    {
+        "psgd-kron": "its preconditioner is fitted to random probes: no two sound implementations agree",
+        "soap": (
+            "its first bases are eigenvectors of statistics without full rank, which leave a choice: two sound "
+            "implementations differ in it"
+        ),
+        "scion": "its first step puts initial values of its own, drawn at random, in place of the parameters",
+    }
+)
 """Algorithm -> why there can be no reference."""
 
 
