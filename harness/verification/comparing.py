@@ -1,9 +1,9 @@
 """Compares what an implementation did with its reference, update by update.
 
-At each step the reference starts from the implementation's own parameters, so that errors do not add up through
-them; its state follows from the gradients alone. The error is max|d - d_ref| / size. The size is the largest
-update of the tensor at this step, or what is left of those before, a tenth less each step: where moments cancel, an
-update is small and the rounding in it is not. Where the reference does not move at all, nothing may.
+At each step the reference starts from the implementation's own parameters, so that errors do not add up there;
+its state follows from the gradients alone. The error is max|d - d_ref| / size. The size is the largest update of
+the tensor at this step, or what is left of those before, a tenth less each step: where moments cancel, an update
+is small and the rounding in it is not. Where the reference does not move at all, nothing may.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ def _difference(held: Held, step: Step, name: str, update: Tensor, sizes: dict[s
     error = float((seen - update).abs().max())
     size = sizes[name] = max(largest, sizes.get(name, 0.0) * _FORGETS)
     furthest = max(float(step.before[name].abs().max()), float(step.after[name].abs().max()))
-    allowed = held.bound.at(step.number, furthest, size, coded=seen.numel() >= CODED_FROM)
+    coded, matrix = seen.numel() >= CODED_FROM, seen.ndim >= 2
+    allowed = held.bound.at(step.number, furthest, size, coded=coded, matrix=matrix)
     if math.isnan(error):
         return Difference(step.number, name, math.inf, allowed)
     if largest == 0.0:

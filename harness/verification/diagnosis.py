@@ -1,12 +1,14 @@
 """Names the mistake: the reference is made to commit one after the other on what was seen, until one fits.
 
-First what works for every algorithm (steps left out, stale rates, groups mixed up, state lost, gradients late), then the
-algorithm's own mistakes (`harness.references.reference.Reference.mistakes`), then one hyperparameter that differs.
+First what works for every algorithm (steps left out, stale rates, groups mixed up, state lost, gradients late),
+then the mistakes that its reference lists, then one hyperparameter that differs.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 NEARER = 100.0
 """A mistake that brings the error this much nearer to nothing explains it, though it may not be all of it."""
 
+BUDGET_S = 20.0
+"""The search ends after so long; references that iterate over matrices take milliseconds a tensor and step."""
+
 
 def diagnose(held: Held, trace: Trace, found: Sequence[Difference]) -> str | None:
     """Return the cause of a failure, or None where no known mistake explains it.
@@ -34,6 +39,7 @@ def diagnose(held: Held, trace: Trace, found: Sequence[Difference]) -> str | Non
         trace: what was seen.
         found: its differences from the reference.
     """
+    until = time.monotonic() + BUDGET_S
     before = _ratio(found)
     if trace.moved_later is not None:
         return "step() returns before its work is done"
@@ -43,9 +49,11 @@ def diagnose(held: Held, trace: Trace, found: Sequence[Difference]) -> str | Non
         ratio = _ratio(compare(held, trace, twist, stop_at=max(1.0, min(best, before / NEARER))))
         if ratio <= 1:
             return twist.cause
+        if time.monotonic() > until:
+            return cause
         if ratio < best and ratio <= before / NEARER:
             best, cause = ratio, twist.cause
-    return fitted(held, trace, before / NEARER) or cause
+    return fitted(held, trace, max(1.0, min(best, before / NEARER)), until) or cause
 
 
 def _ratio(differences: Sequence[Difference]) -> float:
@@ -59,7 +67,7 @@ def hypotheses(held: Held, trace: Trace, found: Sequence[Difference]) -> Iterato
     yield from _resumed(trace)
     yield from _rates(trace)
     yield from _groups(trace)
-    yield from _gradients(trace)
+    yield from _gradients()
     for cause, switches in held.reference.mistakes.items():
         yield Twist(cause, switches=switches)
     for cause, switches in held.reference.mistakes.items():
@@ -108,7 +116,7 @@ def _still(trace: Trace, found: Sequence[Difference]) -> set[str]:
 def _pattern(idle: set[int]) -> str:
     """Return in words which steps do nothing."""
     steps = sorted(idle)
-    gaps = {later - earlier for earlier, later in zip(steps, steps[1:], strict=False)}
+    gaps = {later - earlier for earlier, later in itertools.pairwise(steps)}
     if len(gaps) == 1:
         return f"every {_ordinal(gaps.pop())} step does nothing"
     return f"steps {', '.join(map(str, steps[:5]))}{' …' if len(steps) > 5 else ''} do nothing"
@@ -172,7 +180,7 @@ def _groups(trace: Trace) -> Iterator[Twist]:
     yield Twist("state is shared between parameters of one shape", state_of=lambda name: stage.member(name).shape)
 
 
-def _gradients(trace: Trace) -> Iterator[Twist]:
+def _gradients() -> Iterator[Twist]:
     """Gradients other than those given."""
     yield Twist("the gradient of the step before is used", gradient=_earlier)
     yield Twist("the first gradient is used in every step", gradient=lambda t, name, _: _given(t, name, 1))

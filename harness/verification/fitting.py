@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,16 +37,19 @@ class _Knob:
         return self.value * math.exp(turn)
 
 
-def fitted(held: Held, trace: Trace, good: float) -> str | None:
+def fitted(held: Held, trace: Trace, good: float, until: float) -> str | None:
     """Return which hyperparameter must differ, and by how much, to explain a trace; None: no single one.
 
     Args:
         held: the reference and its hyperparameters.
         trace: what was seen.
         good: the error in multiples of its bound that counts as an explanation.
+        until: of the monotonic clock; past it the search ends.
     """
     best: tuple[float, str | None] = (max(1.0, good), None)
     for knob in _knobs(held):
+        if time.monotonic() > until:
+            break
         value = knob.at(_search(held, trace, knob))
         error = _error(held, trace, knob, value, len(trace.steps))
         if error < best[0]:

@@ -76,7 +76,7 @@ class Trace:
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The implementation raised; ``step`` says in which step, 0: as it was constructed."""
 
     def __init__(self, error: Exception, step: int) -> None:
@@ -107,18 +107,24 @@ class Player:
             made.train()
         return made
 
-    def step(self, number: int, gradients: Mapping[str, Tensor | None] | None = None) -> set[str]:
+    def gradients(self, number: int) -> dict[str, Tensor | None]:
+        """Return the stream's gradients of a step."""
+        members = self.scenario.stage.members
+        return {each.name: given(each, number, self.parameters[each.name]) for each in members}
+
+    def step(
+        self, number: int, gradients: Mapping[str, Tensor | None] | None = None, *, rate: float = 1.0
+    ) -> set[str]:
         """Do one step; return what became of the gradients.
 
         Args:
             number: from 1.
             gradients: instead of the stream's.
+            rate: a further factor on the learning rate.
         """
-        self.set_lr(self.scenario.factor(number))
+        self.set_lr(self.scenario.factor(number) * rate)
         if gradients is None:
-            gradients = {
-                each.name: given(each, number, self.parameters[each.name]) for each in self.scenario.stage.members
-            }
+            gradients = self.gradients(number)
         kept = {name: None if g is None else g.clone() for name, g in gradients.items()}
         for name, parameter in self.parameters.items():
             parameter.grad = gradients[name]
@@ -141,7 +147,12 @@ class Player:
                     loss = loss + (parameter.detach().float() * gradient.to_dense().float()).sum()
             return loss
 
-        self.live.step(closure)
+        self.minimise(closure)
+
+    def minimise(self, closure: Callable[[], Tensor]) -> None:
+        """Do one step that evaluates the loss itself."""
+        self.live.step(closure)  # type: ignore[arg-type]  # torch says float, and takes what loss functions return
+        synchronise(self.device)
 
     def set_lr(self, factor: float) -> None:
         """Set every group's rate as schedulers do."""
@@ -199,7 +210,7 @@ def play(
         see: called after each step.
 
     Raises:
-        Refused: the implementation raised.
+        RefusedError: the implementation raised.
         UnsupportedError: it cannot be built over such parameters.
     """
     before_all = {thread.ident for thread in threading.enumerate()}
@@ -211,7 +222,7 @@ def play(
             if number == scenario.saved_at:
                 player.resume()
         except Exception as error:
-            raise Refused(error, number) from error
+            raise RefusedError(error, number) from error
         if see is not None:
             see(player, number)
     trace.new_threads = tuple(t.name for t in threading.enumerate() if t.ident not in before_all)

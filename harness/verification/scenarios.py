@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from harness.interfaces import OptimizerTraits
     from harness.spec import RunSpec
+    from harness.verification.stream import Kind
 
 STEPS = 50
 SAVED_AT = 30
@@ -35,6 +36,7 @@ class Scenario:
         rate: factor on the spec's learning rate, at its peak.
         scheduled: the rate changes every step, and abruptly in the middle.
         unusual: an implementation may refuse it.
+        judged: a difference from the reference is wrong; otherwise it is recorded.
     """
 
     name: str
@@ -45,9 +47,10 @@ class Scenario:
     rate: float = 1.0
     scheduled: bool = True
     unusual: bool = False
+    judged: bool = True
 
     def factor(self, step: int) -> float:
-        """Return the factor on the peak rate at a step, from 1: a cosine from 1 to 0.4, halved after the middle."""
+        """Return the factor on the peak rate at a step, from 1: a cosine from 1 to 0.4, halved half-way."""
         if not self.scheduled:
             return 1.0
         cosine = 0.7 + 0.3 * math.cos(math.pi * (step - 1) / self.steps)
@@ -68,8 +71,13 @@ def main(traits: OptimizerTraits) -> Scenario:
     return Scenario("update", _stage(traits), saved_at=SAVED_AT)
 
 
+def _main_groups(traits: OptimizerTraits) -> tuple[Group, ...]:
+    """Return the groups; those that minimise all parameters as one vector know one learning rate."""
+    return tuple(replace(group, lr_scale=1.0) for group in _GROUPS) if traits.closure else _GROUPS
+
+
 def _stage(traits: OptimizerTraits) -> Stage:
-    groups = tuple(replace(group, lr_scale=1.0) for group in _GROUPS) if traits.closure else _GROUPS
+    groups = _main_groups(traits)
     members = [
         Member("matrix", (9, 7)),
         Member("twin", (9, 7)),
@@ -107,7 +115,9 @@ def others(traits: OptimizerTraits, options: Mapping[str, Any], fixed: Mapping[s
         found.append(Scenario("decay and a large rate", stage, 20, None, tuple(changed.items()), 10.0))
     if "maximize" in options and "maximize" not in fixed:
         found.append(Scenario("maximise", stage, 10, None, (("maximize", not options["maximize"]),)))
-    found.append(Scenario("gradients of all sizes", _extremes(), 20))
+    found.append(Scenario("gradients of all sizes", _sizes("zero", "at times zero", "tiny", "large"), 20))
+    # A product of two such gradients is no float32: what an implementation makes of it is its own affair.
+    found.append(Scenario("gradients of 1e-25", _sizes("faint"), 10, unusual=True, judged=False))
     found.append(Scenario("gradients of None", _absent(), 20, 10, unusual=True))
     found.append(Scenario("an empty tensor", _empty(), 3, unusual=True))
     if traits.sparse_gradients == "yes":
@@ -120,11 +130,10 @@ def others(traits: OptimizerTraits, options: Mapping[str, Any], fixed: Mapping[s
     return found
 
 
-def _extremes() -> Stage:
-    kinds = ("zero", "at times zero", "tiny", "faint", "large")
-    members = [Member(f"{kind} matrix".replace(" ", "-"), (4, 6), kind=kind) for kind in kinds]  # type: ignore[arg-type]
-    members += [Member(f"{kind} vector".replace(" ", "-"), (6,), 1, kind=kind) for kind in kinds]  # type: ignore[arg-type]
-    return Stage(_GROUPS[:2], tuple(members))
+def _sizes(*kinds: Kind) -> Stage:
+    matrices = [Member(f"{kind} matrix".replace(" ", "-"), (4, 6), kind=kind) for kind in kinds]
+    vectors = [Member(f"{kind} vector".replace(" ", "-"), (6,), 1, kind=kind) for kind in kinds]
+    return Stage(_GROUPS[:2], (*matrices, *vectors))
 
 
 def _absent() -> Stage:
@@ -154,3 +163,22 @@ def small(traits: OptimizerTraits) -> Scenario:
     """Return a scenario of two tensors, for what needs few steps."""
     stage = Stage(_GROUPS[:2], (Member("matrix", (4, 6)), Member("vector", (6,), 1)))
     return Scenario("small", _with_sparse(stage) if traits.sparse_gradients == "only" else stage)
+
+
+def unreferenced(traits: OptimizerTraits) -> Scenario:
+    """Return the trial of what has no reference: ordinary gradients, several groups, state saved and loaded."""
+    members = (
+        Member("matrix", (9, 7)),
+        Member("conv", (4, 3, 2)),
+        Member("vector", (33,), 1),
+        Member("half", (5, 11), 2),
+        Member("last", (6, 5), 2),
+    )
+    stage = Stage(_main_groups(traits), members)
+    return Scenario("unreferenced", stage, 20, 14)
+
+
+def minimised(steps: int) -> Scenario:
+    """Return the trial of what minimises a loss within its steps: a constant rate, a few parameters."""
+    members = (Member("matrix", (4, 3)), Member("vector", (5,), 1), Member("scalar", (), 1))
+    return Scenario("minimised", Stage(_GROUPS[:2], members), steps, scheduled=False)

@@ -1,4 +1,4 @@
-"""The tensors of a trial and the gradients they get: from names and step numbers alone, the same at each replay."""
+"""The tensors of a trial and their gradients: from names and step numbers alone, the same at each replay."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SIZE = 0.05
 Kind = Literal[
     "ordinary", "spread", "small", "zero", "at times zero", "tiny", "faint", "large", "none", "at times none"
 ]
-"""What gradients are like. ``ordinary``: N(0, 1). ``spread``: the same times 1e-9 … 10 over the tensor, so that eps
-matters to some elements and not to others. ``small``: 1e-7. ``tiny``: 1e-12. ``faint``: 1e-25, whose square no
+"""What gradients are like. ``ordinary``: N(0, 1). ``spread``: the same times 1e-9 to 10 over the tensor, so that
+eps matters to some elements and not to others. ``small``: 1e-7. ``tiny``: 1e-12. ``faint``: 1e-25, whose square no
 float32 holds. ``large``: 1e4. ``none``: no gradient."""
 
 _FACTOR: Mapping[str, float] = {"small": 1e-7, "tiny": 1e-12, "faint": 1e-25, "large": 1e4, "zero": 0.0}
