@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from harness.verification.known import Values
 
 OWN = "gradients are not averaged over the ranks: each steps with its own"
-LONGEST_PERIOD = 10
-"""Of steps left out regularly."""
 
 
 def behaviours(reference: Reference, trial: Trial) -> Iterator[Behaviour]:
@@ -30,7 +29,8 @@ def behaviours(reference: Reference, trial: Trial) -> Iterator[Behaviour]:
     """
     yield Behaviour("nothing happens: the step moves no parameter", _left_out)
     yield Behaviour("the gradient is zero when the step is taken (zero_grad between backward and step)", _zero)
-    yield from _left_out_regularly(trial)
+    yield from _left_out_at_times(trial)
+    yield from _left_out_tensors(trial)
     if trial.stream.ranks > 1:
         yield from _reduction()
     yield from _accumulation()
@@ -50,12 +50,39 @@ def _zero(trial: Trial, step: int, rank: int) -> Values:
     return {name: torch.zeros_like(each) for name, each in trial.stream.gradient(step).items()}
 
 
-def _left_out_regularly(trial: Trial) -> Iterator[Behaviour]:
-    still = [step for step in range(len(trial.factors)) if _stood_still(trial, step)]
-    for period in range(2, LONGEST_PERIOD + 1):
-        wanted = [step for step in range(len(trial.factors)) if step % period == period - 1]
-        if still and still == wanted:
-            yield Behaviour(f"every {_ordinal(period)} step is left out", _leaving_out(period))
+def _left_out_at_times(trial: Trial) -> Iterator[Behaviour]:
+    """Yield that steps are left out in which nothing moves, in words those of the first engine."""
+    steps = [step + 1 for step in range(trial.resumed_at or len(trial.factors)) if _stood_still(trial, step)]
+    gaps = {later - earlier for earlier, later in itertools.pairwise([0, *steps])}
+    if len(steps) > 1 and len(gaps) == 1:
+        yield Behaviour(f"every {_ordinal(gaps.pop())} step is left out", _moving_only)
+    elif steps:
+        yield Behaviour(f"the step is left out at times: in step {', '.join(map(str, steps))}", _moving_only)
+
+
+def _moving_only(trial: Trial, step: int, rank: int) -> Values | None:
+    return None if _stood_still(trial, step) else asked(trial, step, rank)
+
+
+def _left_out_tensors(trial: Trial) -> Iterator[Behaviour]:
+    still = [
+        name
+        for name, first in trial.values[0].items()
+        if all(torch.equal(first, values[name]) for values in trial.values)
+    ]
+    if not still or len(still) == len(trial.values[0]):
+        return
+
+    def before(trial: Trial, step: int, rank: int) -> Values:
+        del rank
+        some = {name: each for name, each in trial.stream.gradient(step).items() if name not in still}
+        return clipped(some, trial.stream.clip_norm)
+
+    def after(trial: Trial, step: int, rank: int) -> Values:
+        return {name: each for name, each in asked(trial, step, rank).items() if name not in still}
+
+    yield Behaviour(f"these tensors are left out: {', '.join(still)}", before)
+    yield Behaviour(f"these tensors are left out: {', '.join(still)}", after)
 
 
 def _stood_still(trial: Trial, step: int) -> bool:
@@ -63,15 +90,9 @@ def _stood_still(trial: Trial, step: int) -> bool:
     return all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def _leaving_out(period: int) -> Callable[[Trial, int, int], Values | None]:
-    def gradient(trial: Trial, step: int, rank: int) -> Values | None:
-        return None if step % period == period - 1 else asked(trial, step, rank)
-
-    return gradient
-
-
 def _ordinal(number: int) -> str:
-    return {2: "second", 3: "third"}.get(number, f"{number}th")
+    words = {1: "single", 2: "second", 3: "third", 4: "fourth", 5: "fifth", 6: "sixth", 7: "seventh"}
+    return words.get(number, f"{number}th")
 
 
 def _made(of: Callable[[Tensor], Tensor]) -> Callable[[Trial, int, int], Values]:
@@ -113,32 +134,33 @@ def _accumulation() -> Iterator[Behaviour]:
     )
     yield Behaviour(
         "accumulation is off by one: the last micro-batch is left out",
-        _made(lambda each: each[:-1].sum(0).mean(0) / each.shape[0]),
+        _made(lambda each: each[: max(1, len(each) - 1)].sum(0).mean(0) / len(each)),
     )
     yield Behaviour(
         "accumulation is off by one: the first micro-batch is left out",
-        _made(lambda each: each[1:].sum(0).mean(0) / each.shape[0]),
+        _made(lambda each: each[min(1, len(each) - 1) :].sum(0).mean(0) / len(each)),
     )
     yield Behaviour("the step uses the gradient of the step before", _of_the_step_before)
-    yield Behaviour("gradients of the step before are added", _added(1))
-    yield Behaviour("gradients are never cleared: they add up over the steps", _added(None))
+    yield Behaviour("gradients are never cleared: they add up over the steps", _uncleared)
 
 
 def _of_the_step_before(trial: Trial, step: int, rank: int) -> Values | None:
     return asked(trial, step - 1, rank) if step else None
 
 
-def _added(before: int | None) -> Callable[[Trial, int, int], Values]:
-    """Return the sum of a step's gradient and those of so many before; None: of all."""
+def _uncleared(trial: Trial, step: int, rank: int) -> Values:
+    """Add a step's gradient to what clipping has left of those before, in the same engine."""
+    del rank
+    added = trial.stream.gradient(_first(trial, step))
+    for each in range(_first(trial, step), step):
+        left, more = clipped(added, trial.stream.clip_norm), trial.stream.gradient(each + 1)
+        added = {name: left[name] + more[name] for name in more}
+    return clipped(added, trial.stream.clip_norm)
 
-    def gradient(trial: Trial, step: int, rank: int) -> Values:
-        del rank
-        first = 0 if before is None else max(0, step - before)
-        steps = [trial.stream.gradient(each) for each in range(first, step + 1)]
-        added = {name: torch.stack([each[name] for each in steps]).sum(0) for name in steps[0]}
-        return clipped(added, trial.stream.clip_norm)
 
-    return gradient
+def _first(trial: Trial, step: int) -> int:
+    """Return the first step of the engine that takes this one."""
+    return 0 if trial.resumed_at is None or step < trial.resumed_at else trial.resumed_at
 
 
 def _clipping() -> Iterator[Behaviour]:
@@ -200,9 +222,11 @@ def _clipped_by_tensor(trial: Trial, step: int, rank: int) -> Values:
 def _rates() -> Iterator[Behaviour]:
     yield Behaviour(
         "lr is stale: each step uses the rate of the step before",
-        factor=lambda trial, step: trial.factors[max(0, step - 1)],
+        factor=lambda trial, step: trial.factors[max(_first(trial, step), step - 1)],
     )
-    yield Behaviour("lr is stale: it stays at its first value", factor=lambda trial, _step: trial.factors[0])
+    yield Behaviour(
+        "lr is stale: it stays at its first value", factor=lambda trial, step: trial.factors[_first(trial, step)]
+    )
     yield Behaviour("the schedule is ignored: lr stays at its peak", factor=lambda _trial, _step: 1.0)
     yield Behaviour("lr is stale after loading: it stays at the saved rate", factor=_saved_rate)
     yield Behaviour(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from harness.interfaces import DataShard
 from harness.verification.linear import SHAPES, coefficients
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     Values = dict[str, Tensor]
     """Parameter name -> float64."""
 
+FORGETS = 0.9
+"""What is left after a step of the size that an error is measured by."""
 CLIP_EPSILON = 1e-6
 """Added to the norm that is divided by, as torch.nn.utils.clip_grad_norm_ and DeepSpeed do."""
 
@@ -64,7 +67,7 @@ class Stream:
 
 def norm(gradient: Values) -> float:
     """Return the L2 norm over all tensors."""
-    return float(torch.stack([each.square().sum() for each in gradient.values()]).sum().sqrt())
+    return math.sqrt(sum(float(each.square().sum()) for each in gradient.values()))
 
 
 def clipped(gradient: Values, limit: float | None, by: float | None = None) -> Values:
@@ -125,11 +128,11 @@ class Behaviour:
 
     Attributes:
         cause: in words; empty: what it should.
-        gradient: (trial, step, rank) -> what the optimizer gets; None: the step is left out.
+        gradient: (trial, step, rank) -> what the optimizer gets, tensors left out where they are not stepped on;
+            None: the step is left out.
         factor: (trial, step) -> on the peak rate.
         switches: of the reference.
         forgets: state is lost where the trial resumes.
-        counted: steps that are left out still take their gradient in.
     """
 
     cause: str
@@ -144,8 +147,8 @@ RIGHT = Behaviour("")
 
 def updates(
     reference: Reference, settings: Settings, trial: Trial, rank: int, behaviour: Behaviour = RIGHT
-) -> list[Values]:
-    """Return each step's update from the values that the engine stepped from, had it behaved so.
+) -> Iterator[Values]:
+    """Yield each step's update from the values that the engine stepped from, had it behaved so.
 
     Args:
         reference: with an ``update``.
@@ -156,38 +159,39 @@ def updates(
     """
     assert reference.update is not None, "an algorithm that evaluates the loss has no linear trial"
     states: dict[str, State] = {name: {} for name in SHAPES}
-    found = []
     for step in range(len(trial.factors)):
         if behaviour.forgets and step == trial.resumed_at:
             states = {name: {} for name in SHAPES}
         gradient = behaviour.gradient(trial, step, rank)
         before = trial.values[step]
         if gradient is None:
-            found.append({name: torch.zeros_like(value) for name, value in before.items()})
+            yield {name: torch.zeros_like(value) for name, value in before.items()}
             continue
         factor = behaviour.factor(trial, step)
         moved = {}
-        for name, g in gradient.items():
+        for name in SHAPES:
+            g = gradient.get(name)
+            if g is None:
+                moved[name] = torch.zeros_like(before[name])
+                continue
             h = {**settings[name], **behaviour.switches}
             h["lr"] = h["peak_lr"] * factor
             moved[name] = reference.update(before[name], g, states[name], h) - before[name]
-        found.append(moved)
-    return found
+        yield moved
 
 
-def differences(trial: Trial, expected: Sequence[Values]) -> list[dict[str, tuple[float, float]]]:
-    """Return by step and tensor the largest difference from the expected update, and the size of the latter.
+def differences(trial: Trial, expected: Iterable[Values]) -> Iterator[dict[str, tuple[float, float]]]:
+    """Yield by step and tensor the largest difference from the expected update, and the size of the latter.
 
-    A tensor that should not move at all is measured by its own largest update so far.
+    The size is what is left of the steps before, where that is larger: moments cancel, the rounding in them does
+    not. Of what should not move at all it is 0.
     """
-    found = []
     sizes = dict.fromkeys(SHAPES, 0.0)
     for step, wanted in enumerate(expected):
         row = {}
         for name, update in wanted.items():
             done = trial.values[step + 1][name] - trial.values[step][name]
-            size = float(update.abs().max())
-            sizes[name] = max(sizes[name], size)
-            row[name] = (float((done - update).abs().max()), size or sizes[name])
-        found.append(row)
-    return found
+            largest = float(update.abs().max())
+            sizes[name] = max(largest, sizes[name] * FORGETS)
+            row[name] = (float((done - update).abs().max()), sizes[name] if largest else 0.0)
+        yield row

@@ -1,8 +1,8 @@
 """Makes proofs inside real engines, one after the other, in one world of ranks.
 
 ``torchrun --nproc-per-node N -m harness.verification.world JOBS OUT``. JOBS: a JSON list of `Job` for N ranks.
-OUT: rank 0 appends a JSON line a job, the proof's `Certificate`; a job without a line when the world has ended is the
-one that ended it.
+OUT: rank 0 appends a JSON line a job, the proof's `Certificate`. A job without a line when the world has ended is
+the one that ended it; one whose line says ``failed`` ended it too, and those after it need a new world.
 """
 
 from __future__ import annotations

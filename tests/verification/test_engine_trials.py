@@ -1,0 +1,114 @@
+"""Proofs through real engines, in worlds of two ranks: sound ones pass, faults are caught with their cause."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+LIMIT_S = 400
+
+SOUND = [
+    (optimizer, strategy)
+    for strategy in ("ddp", "fsdp2", "zero-redundancy", "zero0", "zero1", "zero2", "zero3")
+    for optimizer in ("adamw/foreach", "sgd-momentum/foreach")
+]
+NARROW = [("adamw/foreach", strategy, "bf16-master") for strategy in ("ddp", "fsdp2", "zero1", "zero3")]
+
+FAULTS = {
+    "NotAveraged": "gradients are not averaged over the ranks: each steps with its own",
+    "Summed": "gradients are summed over the ranks, not averaged",
+    "AveragedTwice": "gradients are averaged twice: 1/N^2 over N ranks",
+    "OnlyRankZero": "only rank 0's gradient is used",
+    "SeededDifferently": "ranks start from different parameters: they are seeded differently",
+    "OneRankSkipsAStep": "on rank 1 alone: the step is left out at times: in step 5",
+    "EverySecondStepDoesNothing": "every second step is left out",
+    "EverySeventhStepDoesNothing": "every seventh step is left out",
+    "StepDoesNothing": "nothing happens: the step moves no parameter",
+    "ZeroGradBeforeStep": "the gradient is zero when the step is taken (zero_grad between backward and step)",
+    "LastMicroBatchOnly": "only the last micro-batch's gradient is used",
+    "MicroBatchesSummed": "gradients of micro-batches are summed, not averaged",
+    "AccumulationOffByOne": "accumulation is off by one: the last micro-batch is left out",
+    "NeverCleared": "gradients are never cleared: they add up over the steps",
+    "ClippedByTheShard": "clipped by the norm of each rank's shard instead of the global norm",
+    "ClippedBeforeAveraging": "clipped by each rank's own norm before gradients are averaged",
+    "ClippedAtOneUnasked": "gradients are clipped at 1.0, which nobody asked for",
+    "NotClipped": "gradients are not clipped",
+    "StaleRate": "lr is stale: it stays at its first value",
+    "RateOneStepLate": "lr is stale: each step uses the rate of the step before",
+    "RateStaleAfterLoading": "lr is stale after loading: it stays at the saved rate until it changes",
+    "StateLostOnLoad": "the optimizer's state is lost on load",
+    "GradientDropped": "these tensors are left out: head.weight",
+    "OneRankRounds": None,
+}
+
+
+def proved(folder, jobs):
+    """Return a certificate a job, all made in one world."""
+    asked, out, log = folder / "jobs.json", folder / "out.jsonl", folder / "log"
+    specs = [{"workload": "linear_regression", "device": "cpu", "world_size": 2, **job} for job in jobs]
+    asked.write_text(json.dumps([{"spec": spec} for spec in specs]), encoding="utf-8")
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONWARNINGS": "", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{HERE}"
+    with log.open("w", encoding="utf-8") as told:
+        subprocess.run(
+            [sys.executable, *words, "-m", "harness.verification.world", str(asked), str(out)],
+            stdout=told,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            timeout=LIMIT_S,
+            check=False,
+        )
+    lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
+    assert len(lines) == len(jobs), log.read_text(encoding="utf-8", errors="replace")[-3000:]
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    named = [{"optimizer": optimizer, "strategy": strategy} for optimizer, strategy in SOUND]
+    named += [{"optimizer": each, "strategy": name, "precision": precision} for each, name, precision in NARROW]
+    made = proved(tmp_path_factory.mktemp("sound"), named)
+    return dict(zip([(*each, "fp32") for each in SOUND] + NARROW, made, strict=True))
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    names = ["Replicas", *FAULTS]
+    jobs = [{"optimizer": "adamw/foreach", "strategy": f"faulty_engines:{name}"} for name in names]
+    return dict(zip(names, proved(tmp_path_factory.mktemp("faulty"), jobs), strict=True))
+
+
+@pytest.mark.parametrize("cell", [*((*each, "fp32") for each in SOUND), *NARROW], ids="-".join)
+def test_a_sound_engine_passes_every_check(sound, cell):
+    made = sound[cell]
+    assert (made["outcome"], made["cause"]) == ("passed", None), made["reason"]
+    checks = {check["name"]: check for check in made["checks"]}
+    for name in ("update", "resumed from a saved state", "update, accumulated and clipped"):
+        assert 0 < checks[name]["error"] <= checks[name]["bound"]
+    assert checks["replicas are identical"]["verdict"] == "passed"
+
+
+def test_an_engine_from_outside_passes_too(faulty):
+    assert faulty["Replicas"]["outcome"] == "passed", faulty["Replicas"]["reason"]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_the_engine_is_caught_and_named(faulty, name):
+    made = faulty[name]
+    assert made["outcome"] == "wrong"
+    assert made["cause"] == FAULTS[name], made["reason"]
+
+
+def test_what_raises_costs_the_world_no_more_than_its_own_proof(tmp_path):
+    jobs = [{"optimizer": "adamw/foreach", "strategy": name} for name in ("ddp", "faulty_engines:Raises")]
+    first, second = proved(tmp_path, jobs)
+    assert first["outcome"] == "passed"
+    assert (second["outcome"], second["reason"]) == ("failed", "ValueError: broken on purpose")
