@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness.references.decay import L2, MAXIMISE, moved, penalised
-from harness.references.moments import EPSILON, averaged, counted, rooted
+from harness.references.moments import averaged, counted, rooted
 from harness.references.reference import Reference
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ RMSPROP = Reference(
     rmsprop,
     variants={"eps_at": "outside", "rate_inside": False},
     mistakes={
-        **{cause: EPSILON[cause] for cause in ("eps inside the root", "root clamped at eps instead of eps added")},
+        "eps inside the root": {"eps_at": "inside"},
+        "root clamped at eps instead of eps added": {"eps_at": "clamped"},
         "eps left out": {"eps": 0.0},
         "bias correction where there is none": {"unbiased": True},
         "second moment kept in bfloat16": {"narrow": ("v",)},

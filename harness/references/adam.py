@@ -10,11 +10,11 @@ from harness.references.decay import DECOUPLED, L2, MAXIMISE, Mistakes, moved, p
 from harness.references.moments import (
     BETAS,
     CORRECTION,
-    EPSILON,
     NARROW,
     averaged,
     betas,
     counted,
+    misplaced,
     rooted,
     unbias,
 )
@@ -44,7 +44,7 @@ def adam(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
 
 _MOMENTS: Mistakes = {
     **CORRECTION,
-    **EPSILON,
+    **misplaced("outside"),
     **BETAS,
     **NARROW,
     "amsgrad left out": {"amsgrad": False},
@@ -98,7 +98,7 @@ SPARSEADAM = Reference(
     variants={"eps_at": "outside", "sparse_eps_at": "uncorrected"},
     mistakes={
         **CORRECTION,
-        "eps outside the root, after the correction": {"sparse_eps_at": "outside"},
+        "eps outside the root": {"sparse_eps_at": "outside"},
         "moments decay in rows without a gradient": {"dense_moments": True},
         **BETAS,
         **NARROW,

@@ -11,11 +11,11 @@ from harness.references.decay import DECOUPLED, L2, MAXIMISE, Mistakes, moved, p
 from harness.references.moments import (
     BETAS,
     CORRECTION,
-    EPSILON,
     NARROW,
     averaged,
     betas,
     counted,
+    misplaced,
     rooted,
     unbias,
 )
@@ -87,7 +87,7 @@ def _momentum(beta1: float, t: int, h: Hyperparameters) -> float:
 
 _NADAM: Mistakes = {
     **CORRECTION,
-    **EPSILON,
+    **misplaced("outside"),
     **BETAS,
     **NARROW,
     "powers of beta1 instead of the product of the momenta": {"scheduled": False},
@@ -140,7 +140,7 @@ RADAM = Reference(
     variants={"eps_at": "uncorrected", "threshold": 5.0},
     mistakes={
         **CORRECTION,
-        **EPSILON,
+        **misplaced("uncorrected"),
         **BETAS,
         **NARROW,
         "rectification left out": {"rectified": False},

@@ -10,11 +10,11 @@ from harness.references.decay import DECOUPLED
 from harness.references.moments import (
     BETAS,
     CORRECTION,
-    EPSILON,
     NARROW,
     averaged,
     betas,
     counted,
+    misplaced,
     rooted,
     unbias,
 )
@@ -53,7 +53,7 @@ LAMB = Reference(
     variants={"eps_at": "outside", "trust": True},
     mistakes={
         **CORRECTION,
-        **EPSILON,
+        **misplaced("outside"),
         **BETAS,
         **NARROW,
         "trust ratio left out": {"trust": False},

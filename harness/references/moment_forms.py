@@ -10,11 +10,11 @@ from harness.references.decay import DECOUPLED, Mistakes, moved, penalised
 from harness.references.moments import (
     BETAS,
     CORRECTION,
-    EPSILON,
     NARROW,
     averaged,
     betas,
     counted,
+    misplaced,
     rooted,
     unbias,
 )
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 _MISTAKES: Mistakes = {
     **CORRECTION,
-    **{cause: switches for cause, switches in EPSILON.items() if "clamped" not in cause},
-    "eps added instead of the root clamped at it": {"eps_at": "outside"},
+    **misplaced("clamped"),
     **BETAS,
     **NARROW,
     **DECOUPLED,
@@ -136,7 +135,7 @@ ADEMAMIX = Reference(
     variants={"eps_at": "outside", "decoupled_weight_decay": True},
     mistakes={
         **CORRECTION,
-        **EPSILON,
+        **misplaced("outside"),
         **BETAS,
         **NARROW,
         "slow average left out": {"alpha": 0.0},

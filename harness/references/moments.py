@@ -41,7 +41,7 @@ NARROW: Mapping[str, dict[str, Any]] = MappingProxyType(
         "first moment kept in bfloat16": {"narrow": ("m",)},
     }
 )
-EPSILON: Mapping[str, dict[str, Any]] = MappingProxyType(
+_EPSILON: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
         "eps inside the root": {"eps_at": "inside"},
         "eps outside the root": {"eps_at": "outside"},
@@ -50,7 +50,11 @@ EPSILON: Mapping[str, dict[str, Any]] = MappingProxyType(
         "eps left out": {"eps": 0.0},
     }
 )
-"""The first four are all places where eps can stand; the one that an algorithm prescribes changes nothing."""
+
+
+def misplaced(prescribed: str) -> dict[str, dict[str, Any]]:
+    """Return the mistakes about eps of an algorithm that prescribes one place for it."""
+    return {cause: switches for cause, switches in _EPSILON.items() if switches.get("eps_at") != prescribed}
 
 
 def counted(state: State, h: Hyperparameters) -> int:

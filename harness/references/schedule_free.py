@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from harness.references.adaptive import rectified
-from harness.references.moments import CORRECTION, EPSILON, averaged, counted, rooted, unbias
+from harness.references.moments import CORRECTION, averaged, counted, misplaced, rooted, unbias
 from harness.references.reference import Reference
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ _MOMENT: Mistakes = {
         for cause in ("bias correction off by one step", "bias correction one step behind")
     },
     "no bias correction": {"corrected": 0},
-    **EPSILON,
+    **misplaced("outside"),
     "second moment kept in bfloat16": {"narrow": ("v",)},
 }
 _PAPER = "Defazio et al. 2024, arXiv:2405.15682"

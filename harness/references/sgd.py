@@ -39,10 +39,13 @@ def sgd(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
 
 _MOMENTUM: Mistakes = {
     "momentum that averages gradients instead of summing them": {"averaged": True},
-    "dampening left out": {"dampening": 0.0},
-    "dampening of the first gradient": {"dampened_at_once": True},
     "learning rate inside the momentum": {"rate_inside": True},
     "momentum left out": {"momentum": 0.0},
+}
+_DAMPENED: Mistakes = {
+    **_MOMENTUM,
+    "dampening left out": {"dampening": 0.0},
+    "dampening of the first gradient": {"dampened_at_once": True},
 }
 _VARIANTS = {"averaged": False, "rate_inside": False}
 
@@ -51,7 +54,7 @@ SGD = Reference(
     "Robbins and Monro 1951, doi:10.1214/aoms/1177729586, equation 6",
     sgd,
     variants=_VARIANTS,
-    mistakes={**L2, **MAXIMISE, **_MOMENTUM},
+    mistakes={**L2, **MAXIMISE, **_DAMPENED},
 )
 
 SGD_MOMENTUM = Reference(
@@ -59,7 +62,7 @@ SGD_MOMENTUM = Reference(
     "Sutskever et al. 2013, PMLR 28(3), equations 1 and 2, lr outside the momentum",
     sgd,
     variants=_VARIANTS,
-    mistakes={"Nesterov form instead of the classical one": {"nesterov": True}, **_MOMENTUM, **L2, **MAXIMISE},
+    mistakes={"Nesterov form instead of the classical one": {"nesterov": True}, **_DAMPENED, **L2, **MAXIMISE},
 )
 
 SGD_NESTEROV = Reference(
