@@ -305,7 +305,10 @@ def _run(
         return FAILED
     records = _records(store, log.sweep_id)
     if as_json:
-        _print_json({"runs": [{"run_id": r.run_id, "outcome": r.outcome, "reason": r.reason} for r in records]})
+        rows = [{"run_id": r.run_id, "outcome": r.outcome, "reason": r.reason} for r in records]
+        from harness.checks.curves import parted
+
+        _print_json({"runs": rows, "notes": parted(records)})
     else:
         _show_table(records)
         errors.print(_next_words(records, log.sweep_id, interrupted=interrupted), style="dim", markup=False)
@@ -314,7 +317,10 @@ def _run(
 
 def _records(store: Store, sweep_id: str) -> list[RunRecord]:
     """Return the records of a sweep's runs, in the order in which they were asked for."""
-    return [store.read(run_id) for run_id in store.read_sweep(sweep_id).run_ids if run_id is not None]
+    from harness.reports.standing import results_of
+
+    run_ids = store.read_sweep(sweep_id).run_ids
+    return [results_of(store.read(run_id)) for run_id in run_ids if run_id is not None]
 
 
 def _show_table(records: Sequence[RunRecord]) -> None:
@@ -409,6 +415,7 @@ def show(
     as_json: Json = False,  # noqa: FBT002  # a flag of the command line
 ) -> None:
     """Show a run with all its metrics, a sweep's table, or the list of runs."""
+    from harness.reports.standing import results_of
     from harness.store import Store
     from harness.verbs import showing
 
@@ -421,13 +428,15 @@ def show(
             output.print(showing.runs(rows))
         return
     if name.startswith("sweep-"):
+        from harness.checks.curves import parted
+
         records = _records(store, name)
         if as_json:
-            _print_json({"runs": [record.model_dump(mode="json") for record in records]})
+            _print_json({"runs": [r.model_dump(mode="json") for r in records], "notes": parted(records)})
         else:
             _show_table(records)
         return
-    record = store.read(name)
+    record = results_of(store.read(name))
     if as_json:
         _print_json(record.model_dump(mode="json"))
     else:

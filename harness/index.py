@@ -84,6 +84,8 @@ def row_of(run_id: str, document: Mapping[str, Any]) -> RunRow:
     spec, metrics = document.get("spec"), document.get("metrics")
     try:
         spec_fields = {key: spec.get(key) for key in SPEC_FIELDS} if isinstance(spec, dict) else {}
+        if document.get("outcome") == "wrong":  # its speed is no result
+            metrics = None
         values = {key: number(metrics[key]["value"]) for key in METRICS if key in metrics} if metrics else {}
         return RunRow(
             run_id=run_id,

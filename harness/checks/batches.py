@@ -55,9 +55,10 @@ def misread(ranks: Sequence[Sequence[Sequence[int]]], expected: Sequence[Sequenc
         missing, surplus = Counter(wanted) - read, read - Counter(wanted)
         if missing or surplus:
             twice = sum((surplus & Counter(dict.fromkeys(wanted, len(ranks)))).values())
+            strange = sum(surplus.values()) - twice
             return (
                 f"in step {step + 1} {sum(missing.values())} of the {len(wanted)} samples of the global batch "
-                f"were read by no rank, {twice} were read more than once and {sum(surplus.values()) - twice} are of "
+                f"were read by no rank, {twice} were read more than once and {strange} are of "
                 "no global batch of that step"
             )
     return None

@@ -36,7 +36,7 @@ class Findings:
     def wrong(self, name: str, detail: str, remedy: str) -> None:
         """Note a wrong answer; `settle` raises it."""
         self._note(name, "wrong", detail)
-        self._remedies[name] = remedy
+        self._remedies.setdefault(name, remedy)
 
     def broken(self, error: Exception) -> None:
         """Note why a look failed."""
@@ -53,9 +53,8 @@ class Findings:
         Raises:
             WrongAnswerError: naming the first check that failed, what it found and what to do.
         """
-        for name, (verdict, detail) in self._found.items():
-            if verdict == "wrong":
-                raise WrongAnswerError(f"check of {name}: {detail}; {self._remedies[name]}")
+        for name, remedy in self._remedies.items():
+            raise WrongAnswerError(f"check of {name}: {self._found[name][1]}; {remedy}")
 
     def facts(self) -> dict[str, JsonValue]:
         """Return name -> verdict and detail."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed as dist
 
-from harness.checks import bandwidth, batches, clock, gradients, work
+from harness.checks import bandwidth, batches, clock, gradients, start, work
 from harness.checks.findings import Findings
 from harness.checks.fingerprint import combined, every_nth, fingerprint, row_fingerprints
 from harness.checks.spans import Span, are_replicated, differing, uncovered
@@ -114,6 +114,7 @@ class RunChecks:
         self._begin = self._look()
         self._last = self._begin
         self._agree_on_replicas(self._begin, 0)
+        self._agree_on_start()
         self.findings.settle()
         self._since_s = clock.now_s()
 
@@ -225,6 +226,22 @@ class RunChecks:
         if are_replicated(every):
             return self.findings.passed("replicas", f"bit for bit the same, last looked at {when}")
         return self.findings.not_applicable("replicas", "no rank holds what another one holds")
+
+    def _agree_on_start(self) -> None:
+        engine, seed = self._engine, self._spec.seed
+        every = self._gather(lambda: _differing(engine, self._workload, seed) or "")
+        if every is None:
+            return self.findings.not_applicable("initial values", "they could not be made again")
+        if not any(every):
+            return self.findings.passed("initial values", "those that the seed makes")
+        if all(every):  # a strategy may start from elsewhere, as long as all ranks do
+            return self.findings.recorded("initial values", f"{every[0]} is not what initialise() fills it with")
+        rank = next(rank for rank, name in enumerate(every) if name)
+        return self.findings.wrong(
+            "initial values",
+            f"{every[rank]} on rank {rank} is not what the seed {seed} makes, as it is on other ranks",
+            "every rank must start from the seed of the run",
+        )
 
     def _agree_on_rest(self, now: State | None, later: State | None, step: int) -> None:
         every = self._gather(lambda: None if now is None or later is None else now.moved(later))
@@ -348,6 +365,10 @@ class RunChecks:
             return None
         reached = bandwidth.copy_bytes_per_s(device, cache)
         return bandwidth.too_fast(statistics.median(self._optimizer_s), moved, reached, cache) or ""
+
+
+def _differing(engine: Engine, workload: Workload, seed: int) -> str | None:
+    return start.differing(engine.parts(), workload, seed) if isinstance(engine, HoldsParts) else None
 
 
 def _spans(engine: HoldsParts) -> Iterator[Span]:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from harness.checks.curves import parted
 from harness.reports import ledger, quantities
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def render(records: Sequence[RunRecord]) -> RenderableType:
     parts: list[RenderableType] = []
     for members in groups.values():
         parts += [_heading(members[0]), _table(members), *_notes(members), Text("")]
+    parts += [Text(f"  {note}", style="red") for note in parted(records)]
     if any(record.outcome == "completed" for record in records):
         parts.append(Text(CAUTION, style="dim"))
     return Group(*parts)

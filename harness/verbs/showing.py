@@ -68,8 +68,9 @@ def run(record: RunRecord) -> RenderableType:
         Text(""),
         *_facts(record),
         *_environment(record),
+        *_checks(record),
         *ledger.render(record),
-        _metrics(record),
+        *([] if record.outcome == "wrong" else [_metrics(record)]),
         *(Text(note, style="yellow") for note in record.notes),
     ]
     return Group(*parts)
@@ -85,6 +86,17 @@ def _facts(record: RunRecord) -> list[RenderableType]:
         Text(f"constructor: {optimizer.get('arguments')}", style="dim"),
         Text(""),
     ]
+
+
+def _checks(record: RunRecord) -> list[RenderableType]:
+    """Return what was looked at while it ran, the verdicts together."""
+    checks = record.facts.get("checks")
+    found: dict[str, list[str]] = {}
+    for name, each in checks.items() if isinstance(checks, dict) else ():
+        if isinstance(each, dict):
+            found.setdefault(str(each.get("verdict")), []).append(name)
+    told = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in found.items())
+    return [Text(f"checks {told}"), Text("")] if told else []
 
 
 def _environment(record: RunRecord) -> list[RenderableType]:

@@ -1,0 +1,127 @@
+"""Loss curves of implementations of one algorithm: with one workload, seed and world they must be one curve."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.record import RunRecord
+
+NARROWEST = {"fp32": 1e-4, "tf32": 3e-3, "bf16": 1e-2, "fp16": 3e-3, "bf16-pure": 3e-2, "bf16-master": 1e-2}
+"""Relative difference of two losses allowed in the first steps, by precision: what the order of additions and a
+fused multiply-add do, with a margin of ten. 8 and 11 significant bits: half a percent, a tenth of one."""
+
+GROWTH = 1.3
+"""Factor on the band for each further step: training is chaotic, and a difference in rounding grows by a constant
+factor a step until two curves are as far apart as any."""
+
+WIDEST = 0.25
+"""The band grows up to here: beyond it two curves have nothing to do with each other."""
+
+QUANTISED = 30.0
+"""Times the band where a state is stored in fewer bits: its rounding, not float32's, is what grows."""
+
+SAME = (
+    *("workload", "size", "data", "workload_options", "strategy", "strategy_options", "precision", "device"),
+    *("world_size", "seed", "steps", "global_batch", "accumulation", "clip_norm", "lr", "schedule"),
+    "optimizer_options",
+)
+"""Fields of a spec that two runs must share to be compared."""
+
+
+def band(step: int, precision: str, *, quantised: bool = False) -> float:
+    """Return the relative difference of two losses that is allowed in a step, from 1."""
+    first = NARROWEST.get(precision, max(NARROWEST.values())) * (QUANTISED if quantised else 1.0)
+    return min(WIDEST, first * GROWTH ** min(step - 1, 100))
+
+
+def parted(records: Sequence[RunRecord]) -> list[str]:
+    """Return a note for each set of runs that should have one loss curve and have several.
+
+    Args:
+        records: of a sweep, in any order; only completed runs with curves are compared.
+    """
+    alike: dict[tuple[str, ...], list[RunRecord]] = {}
+    for record in records:
+        if record.outcome == "completed" and _curve(record):
+            alike.setdefault(_identity(record), []).append(record)
+    return [note for members in alike.values() for note in _notes(members)]
+
+
+def parting(one: RunRecord, other: RunRecord) -> int | None:
+    """Return the first step, from 1, in which the losses of two runs leave the band; None: they never do."""
+    precision = str(one.spec.get("precision"))
+    quantised = _is_quantised(one) or _is_quantised(other)
+    for step, (left, right) in enumerate(zip(_curve(one), _curve(other), strict=False), 1):
+        if left is None or right is None:
+            continue
+        apart = abs(left - right)
+        allowed = band(step, precision, quantised=quantised) * max(abs(left), abs(right), _scale(one))
+        if not math.isfinite(apart) or apart > allowed:
+            return step
+    return None
+
+
+def _notes(members: Sequence[RunRecord]) -> list[str]:
+    """Name every run that parted, those that stayed together in one breath."""
+    bunches: list[list[RunRecord]] = []
+    for record in members:
+        for bunch in bunches:
+            if _comparable(bunch[0], record) and parting(bunch[0], record) is None:
+                bunch.append(record)
+                break
+        else:
+            bunches.append([record])
+    return [
+        _note(one, other, step)
+        for one, other in itertools.combinations(bunches, 2)
+        if _comparable(one[0], other[0]) and (step := parting(one[0], other[0])) is not None
+    ]
+
+
+def _note(one: Sequence[RunRecord], other: Sequence[RunRecord], step: int) -> str:
+    left, right = (_curve(bunch[0])[step - 1] for bunch in (one, other))
+    names = [", ".join(dict.fromkeys(str(r.spec.get("optimizer")) for r in bunch)) for bunch in (one, other)]
+    return (
+        f"losses of one algorithm part in step {step}: {names[0]} {left:.6g}, {names[1]} {right:.6g} "
+        f"({one[0].spec.get('workload')}, {one[0].spec.get('strategy')}); one of them computes something else: "
+        f"optbench verify {' '.join(f'--optimizer {name}' for name in ', '.join(names).split(', '))}"
+    )
+
+
+def _identity(record: RunRecord) -> tuple[str, ...]:
+    algorithm = str(record.spec.get("optimizer")).partition("/")[0]
+    return algorithm, *(str(record.spec.get(field)) for field in SAME)
+
+
+def _curve(record: RunRecord) -> Sequence[float | int | None]:
+    metric = record.metrics.get("train_loss")
+    return (metric.series or ()) if metric is not None and metric.series_steps is None else ()
+
+
+def _scale(record: RunRecord) -> float:
+    """Return a hundredth of the first loss: relative to a loss that nears zero, rounding is anything."""
+    first = _curve(record)[0]
+    return 0.01 * abs(first) if first is not None and math.isfinite(first) else 0.0
+
+
+def _comparable(one: RunRecord, other: RunRecord) -> bool:
+    """Say whether both were constructed with the same numbers, as far as both constructors tell."""
+    left, right = _arguments(one), _arguments(other)
+    return all(left[name] == right[name] for name in left.keys() & right.keys())
+
+
+def _arguments(record: RunRecord) -> dict[str, Any]:
+    optimizer = record.facts.get("optimizer")
+    found = optimizer.get("arguments") if isinstance(optimizer, dict) else None
+    numbers = found.items() if isinstance(found, dict) else ()
+    return {name: value for name, value in numbers if not isinstance(value, (bool, str, type(None)))}
+
+
+def _is_quantised(record: RunRecord) -> bool:
+    name = str(record.spec.get("optimizer")).lower()
+    return any(mark in name for mark in ("8bit", "4bit", "fp8", "torchao", "bitsandbytes"))
