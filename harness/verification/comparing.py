@@ -158,7 +158,7 @@ def _update(
     after = p
     for _ in range(twist.times):
         after = held.reference.update(after, gradient, state, h)
-        _round(state, twist.switches.get("state_dtype", held.state_dtype))
+        round_state(state, twist.switches.get("state_dtype", held.state_dtype))
     update = (after - p) * twist.scale if acts else torch.zeros_like(p)
     if twist.skips_last:
         update = update.clone()
@@ -183,7 +183,7 @@ def _difference(held: Held, step: Step, name: str, update: Tensor, sizes: dict[s
     return Difference(step.number, name, error / size, allowed)
 
 
-def _round(state: State, dtype: torch.dtype) -> None:
+def round_state(state: State, dtype: torch.dtype) -> None:
     """Round state to its dtype: all of it to a narrow one, to float32 only what lies outside of its range."""
     for key, value in state.items():
         if not isinstance(value, torch.Tensor) or value.dtype != torch.float64:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from dataclasses import dataclass, field
@@ -95,6 +94,8 @@ class Player:
 
     def __init__(self, optimizer: Optimizer, spec: RunSpec, scenario: Scenario) -> None:
         self._optimizer, self._spec, self.scenario = optimizer, spec, scenario
+        if optimizer.traits.compiled:  # past its limit of recompilations torch.compile runs a step eagerly
+            torch._dynamo.reset()
         self.device = device(spec)
         dtype = getattr(torch, stepped_dtype(spec.precision))
         self.parameters = parameters(scenario.stage, dtype, self.device)
@@ -166,7 +167,7 @@ class Player:
 
     def resume(self) -> None:
         """Save state, load it into a fresh instance over copies of the parameters, and go on with that."""
-        state = copy.deepcopy(self.live.state_dict())
+        state = self.live.state_dict()  # what holds it is dropped: nothing else writes to it
         self.parameters = {
             name: parameter.detach().clone().requires_grad_() for name, parameter in self.parameters.items()
         }
