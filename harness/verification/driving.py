@@ -55,7 +55,10 @@ def settled(spec: RunSpec, world: World, **changes: Any) -> RunSpec:
 
 def stream_of(spec: RunSpec) -> Stream:
     """Return the gradients of a settled spec."""
-    return Stream(spec.seed, spec.world_size or 1, spec.accumulation, spec.global_batch or 1, spec.clip_norm)
+    without = tuple(cast("list[int]", spec.workload_options.get("without", [])))
+    return Stream(
+        spec.seed, spec.world_size or 1, spec.accumulation, spec.global_batch or 1, spec.clip_norm, without
+    )
 
 
 class Driven:

@@ -20,6 +20,39 @@ if TYPE_CHECKING:
 OWN = "gradients are not averaged over the ranks: each steps with its own"
 
 
+def _without(trial: Trial, step: int, rank: int) -> Values:
+    gradient = dict(asked(trial, step, rank))
+    if step in trial.stream.without:
+        del gradient["spare"]
+    return gradient
+
+
+def _as_zero(trial: Trial, step: int, rank: int) -> Values:
+    gradient = dict(asked(trial, step, rank))
+    if step in trial.stream.without:
+        gradient["spare"] = torch.zeros_like(gradient["spare"])
+    return gradient
+
+
+def _as_before(trial: Trial, step: int, rank: int) -> Values:
+    gradient, last = dict(asked(trial, step, rank)), step
+    while last in trial.stream.without:
+        last -= 1
+    gradient["spare"] = asked(trial, last, rank)["spare"]
+    return gradient
+
+
+ABSENCES = (
+    Behaviour("left alone", _without),
+    Behaviour("stepped on with a gradient of zero", _as_zero),
+    Behaviour(
+        "stepped on with its last gradient once more: no model should have such parameters here", _as_before
+    ),
+)
+"""What engines do with a parameter that has no gradient. The last is what DeepSpeed's stage 3 does (0.19): it keeps
+its partition of each gradient until another one is written over it."""
+
+
 def behaviours(reference: Reference, trial: Trial) -> Iterator[Behaviour]:
     """Yield every behaviour that is tried, what is simple first.
 

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed as dist
 
-from harness.parameter_groups import role
-from harness.precision import stepped_dtype
-from harness.registry import load
-from harness.verification.bounds import bound
+from harness import precision
+from harness.errors import UnsupportedError
+from harness.probe import machine
+from harness.registry import load, strategy
 from harness.verification.certificate import Check
 from harness.verification.driving import resumed, settled, simple, stream_of
-from harness.verification.engine_causes import OWN, behaviours
+from harness.verification.engine_causes import ABSENCES, OWN, behaviours
 from harness.verification.known import RIGHT, differences, norm, updates
 from harness.verification.linear import SHAPES, Linear, initial
+from harness.verification.plain import held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from harness.interfaces import Optimizer, World
     from harness.references.reference import Reference
     from harness.spec import RunSpec
-    from harness.verification.known import Behaviour, Settings, Trial, Values
+    from harness.verification.comparing import Held
+    from harness.verification.known import Behaviour, Trial, Values
 
 CLEARER = 100.0
 """A cause is named where it explains all of the error, or all but a hundredth."""
@@ -38,6 +40,10 @@ ROUNDINGS = 8
 """Of the gradient on its way: divided, reduced, clipped."""
 NORM_BOUND = 1e-4
 """Relative error of a reported gradient norm: added up in float32, squares of bfloat16 gradients too."""
+
+
+ABSENT = (2, 3)
+"""Steps, from 0, in which a parameter has no gradient."""
 
 
 def trials(
@@ -58,33 +64,70 @@ def trials(
     Raises:
         UnsupportedError: the strategy cannot run that.
     """
+    refused = _refused(optimizer, settled(spec, world))
+    if refused is not None:
+        raise UnsupportedError(refused)
     made = [
         resumed("update", optimizer, settled(spec, world), world),
-        simple("update, accumulated and clipped", optimizer, _clipping(spec, world), world),
+        simple("update, accumulated and clipped", optimizer, _clipping(optimizer, spec, world), world),
     ]
-    checks = [check for trial in made for check in _of_passes(trial, spec)]
+    checks = [check for trial in made for check in _of_passes(trial, optimizer, spec)]
     causes: list[str] = []
     if reference is not None and reference.update is not None:
-        known = settings(optimizer, spec, reference)
-        judge = _Judge(optimizer, spec, world, reference, known)
+        judge = _Judge(held_to(optimizer, spec, reference), world.rank)
         checks += [check for trial in made for check in judge.checks(trial)]
         if any(check.verdict == "wrong" for check in checks):
             causes = judge.causes(made)
+        checks.append(_absent(optimizer, spec, world, judge))
     replicas = _replicas(made, world)
-    checks, cause = _agreed(_gathered((checks, causes), world), replicas)
-    return checks, cause
+    return _agreed(_gathered((checks, causes), world), replicas)
 
 
-def _clipping(spec: RunSpec, world: World) -> RunSpec:
-    """Return the spec of a trial that clips about half of its steps."""
+def _refused(optimizer: Optimizer, spec: RunSpec) -> str | None:
+    """Return why this cell cannot run, or None; the caller's plan was for another workload."""
+    found, traits = machine(), Linear.traits
+    return (
+        precision.unsupported(spec, optimizer.traits, found)
+        or strategy(spec.strategy).unsupported(spec, traits, optimizer.traits, found)
+        or optimizer.unsupported(spec, traits, found)
+    )
+
+
+def _clipping(optimizer: Optimizer, spec: RunSpec, world: World) -> RunSpec:
+    """Return the spec of a trial that clips about half of its steps, none where the strategy refuses to."""
     chosen = settled(spec, world, accumulation=2)
     stream = stream_of(chosen)
     norms = sorted(norm(stream.gradient(step)) for step in range(chosen.steps))
-    return chosen.model_copy(update={"clip_norm": round(norms[len(norms) // 2] * 0.7, 3)})
+    clipping = chosen.model_copy(update={"clip_norm": round(norms[len(norms) // 2] * 0.7, 3)})
+    return chosen if _refused(optimizer, clipping) else clipping
 
 
-def settings(optimizer: Optimizer, spec: RunSpec, reference: Reference) -> Settings:
-    """Return the reference's hyperparameters for each parameter of the linear workload."""
+def _absent(optimizer: Optimizer, spec: RunSpec, world: World, judge: _Judge) -> Check:
+    """Record what becomes of a parameter that takes no part in a few steps."""
+    name = "a parameter without a gradient"
+    known = strategy(spec.strategy).options
+    unused = {"find_unused_parameters": True} if "find_unused_parameters" in known else {}
+    chosen = settled(
+        spec,
+        world,
+        steps=len(ABSENT) + 6,
+        schedule="constant",
+        workload_options={"without": list(ABSENT)},
+        strategy_options={**spec.strategy_options, **unused},
+    )
+    try:
+        trial = simple(name, optimizer, chosen, world)
+    except Exception as error:  # noqa: BLE001  # an engine may refuse that, in whatever way
+        return Check(name=name, verdict="recorded", detail=f"refused: {type(error).__name__}: {error}"[:300])
+    for behaviour in ABSENCES:
+        check = judge.worst(trial, behaviour)
+        if check.verdict == "passed":
+            return check.model_copy(update={"verdict": "recorded", "detail": behaviour.cause})
+    return judge.worst(trial, ABSENCES[0])
+
+
+def held_to(optimizer: Optimizer, spec: RunSpec, reference: Reference) -> Held:
+    """Return the reference with the hyperparameters that the spec gives the optimizer."""
     hyperparameters = getattr(optimizer, "hyperparameters", None)
     if hyperparameters is not None:
         chosen: dict[str, Any] = hyperparameters(spec)
@@ -93,25 +136,16 @@ def settings(optimizer: Optimizer, spec: RunSpec, reference: Reference) -> Setti
         options = {**(known.options if known else {}), **spec.optimizer_options}
         chosen = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         chosen["lr"] = spec.lr if spec.lr is not None else known.lr
-    chosen = {**chosen, **reference.variants, **getattr(optimizer, "variants", {})}
-    found: Settings = {}
-    for name, shape in SHAPES.items():
-        kind = role(name, len(shape), Linear.traits)
-        decay = chosen.get("weight_decay") if kind != "vector" else 0.0
-        found[name] = {**chosen, "weight_decay": decay, "role": kind, "peak_lr": chosen["lr"]}
-    return found
+    lr = chosen.pop("lr")
+    options = {**reference.variants, **chosen, **getattr(optimizer, "variants", {})}
+    return held(optimizer, spec, reference, options, lr)
 
 
 class _Judge:
     """Holds trials to a reference, on one rank."""
 
-    def __init__(
-        self, optimizer: Optimizer, spec: RunSpec, world: World, reference: Reference, known: Settings
-    ) -> None:
-        self._reference, self._known, self._rank = reference, known, world.rank
-        dtype = getattr(torch, stepped_dtype(spec.precision))
-        options = next(iter(known.values()))
-        self._bound = bound(dtype, optimizer.traits.state_dtypes, reference.internal_dtype, options)
+    def __init__(self, held: Held, rank: int) -> None:
+        self._held, self._bound, self._rank = held, held.bound, rank
 
     def checks(self, trial: Trial) -> list[Check]:
         """Return what the updates are worth, those after loading apart."""
@@ -123,9 +157,13 @@ class _Judge:
             found.append(_worst("resumed from a saved state", rows[at - 1 :], first=at))
         return found
 
+    def worst(self, trial: Trial, behaviour: Behaviour) -> Check:
+        """Return what the updates are worth if an engine is expected to behave so."""
+        return _worst(trial.name, list(self._rows(trial, behaviour)))
+
     def _rows(self, trial: Trial, behaviour: Behaviour) -> Iterator[dict[str, tuple[float, float]]]:
         """Yield by step and tensor the error of the update and its bound, both relative to the update's size."""
-        expected = updates(self._reference, self._known, trial, self._rank, behaviour)
+        expected = updates(self._held, trial, self._rank, behaviour)
         for step, row in enumerate(differences(trial, expected)):
             before = trial.values[step]
             yield {name: self._measured(step + 1, before[name], *found) for name, found in row.items()}
@@ -142,7 +180,7 @@ class _Judge:
         enough = max(1.0, max(self._excess(trial, RIGHT) for trial in made) / CLEARER)
         longest = max(made, key=lambda trial: len(trial.factors))
         ratios: dict[str, float] = {}
-        for each in behaviours(self._reference, longest):
+        for each in behaviours(self._held.reference, longest):
             ratio = max(self._excess(trial, each, enough) for trial in made)
             ratios[each.cause] = min(ratio, ratios.get(each.cause, math.inf))
         explains = [cause for cause, ratio in ratios.items() if ratio <= 1]
@@ -173,19 +211,19 @@ def _ratio(error: float, allowed: float) -> float:
     return math.inf if math.isnan(error) else error / allowed
 
 
-def _of_passes(trial: Trial, spec: RunSpec) -> list[Check]:
+def _of_passes(trial: Trial, optimizer: Optimizer, spec: RunSpec) -> list[Check]:
     """Return the checks that need no reference."""
     suffix = ", accumulated" if trial.stream.accumulation > 1 else ""
     found = [_initial(f"initial values{suffix}", trial.passes[0][0], spec.seed)]
-    still = [
+    changed = [
         (step, name)
         for step, passes in enumerate(trial.passes, start=1)
         for later in passes[1:]
         for name, value in passes[0].items()
         if not torch.equal(value, later[name])
     ]
-    if trial.stream.accumulation > 1:
-        found.append(_flag("parameters stand still within a step", still))
+    if trial.stream.accumulation > 1 and not optimizer.traits.closure:
+        found.append(_flag("parameters stand still within a step", changed))
         found.append(_norms(trial))
     still = [_alike(trial.values[step], trial.values[step + 1]) for step in range(len(trial.factors))]
     found.append(_moving(f"every step moves parameters{suffix}", still))

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.interfaces import DataShard
-from harness.verification.linear import SHAPES, coefficients
+from harness.parameter_groups import role
+from harness.verification.comparing import round_state
+from harness.verification.linear import SHAPES, Linear, coefficients
+from harness.verification.stream import Group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import Tensor
 
-    from harness.references.reference import Reference, State
+    from harness.references.reference import State
+    from harness.verification.comparing import Held
 
     Values = dict[str, Tensor]
     """Parameter name -> float64."""
@@ -37,6 +41,7 @@ class Stream:
         accumulation: micro-batches a step and rank.
         global_batch: samples a step.
         clip_norm: as asked of the engine.
+        without: steps, from 0, in which the parameter ``spare`` has no gradient.
     """
 
     seed: int
@@ -44,6 +49,7 @@ class Stream:
     accumulation: int
     global_batch: int
     clip_norm: float | None = None
+    without: tuple[int, ...] = ()
     _known: dict[int, Values] = field(default_factory=dict, repr=False, compare=False)
 
     def shard(self, rank: int) -> DataShard:
@@ -82,10 +88,6 @@ def clipped(gradient: Values, limit: float | None, by: float | None = None) -> V
         return gradient
     factor = min(1.0, limit / ((norm(gradient) if by is None else by) + CLIP_EPSILON))
     return {name: each * factor for name, each in gradient.items()}
-
-
-Settings = dict[str, dict[str, Any]]
-"""Parameter name -> the reference's hyperparameters at the peak rate."""
 
 
 @dataclass
@@ -145,19 +147,16 @@ class Behaviour:
 RIGHT = Behaviour("")
 
 
-def updates(
-    reference: Reference, settings: Settings, trial: Trial, rank: int, behaviour: Behaviour = RIGHT
-) -> Iterator[Values]:
+def updates(held: Held, trial: Trial, rank: int, behaviour: Behaviour = RIGHT) -> Iterator[Values]:
     """Yield each step's update from the values that the engine stepped from, had it behaved so.
 
     Args:
-        reference: with an ``update``.
-        settings: hyperparameters by parameter.
+        held: the reference, which has an ``update``, and its hyperparameters.
         trial: whose values and gradients are taken.
         rank: whose behaviour is asked about.
         behaviour: what is assumed.
     """
-    assert reference.update is not None, "an algorithm that evaluates the loss has no linear trial"
+    assert held.reference.update is not None, "an algorithm that evaluates the loss has no linear trial"
     states: dict[str, State] = {name: {} for name in SHAPES}
     for step in range(len(trial.factors)):
         if behaviour.forgets and step == trial.resumed_at:
@@ -174,10 +173,15 @@ def updates(
             if g is None:
                 moved[name] = torch.zeros_like(before[name])
                 continue
-            h = {**settings[name], **behaviour.switches}
-            h["lr"] = h["peak_lr"] * factor
-            moved[name] = reference.update(before[name], g, states[name], h) - before[name]
+            h = held.hyperparameters(_group(name), factor, behaviour.switches)
+            moved[name] = held.reference.update(before[name], g, states[name], h) - before[name]
+            round_state(states[name], held.state_dtype)
         yield moved
+
+
+def _group(name: str) -> Group:
+    kind = role(name, len(SHAPES[name]), Linear.traits)
+    return Group(kind, decay=kind != "vector")
 
 
 def differences(trial: Trial, expected: Iterable[Values]) -> Iterator[dict[str, tuple[float, float]]]:
