@@ -294,6 +294,7 @@ _TABLE = (
         ("cuda",),
         type="Lion",
         kernels=("fused_lion",),
+        variants={"sign_of_zero": -1},
     ),
     DeepSpeed(
         "lion",
@@ -303,6 +304,7 @@ _TABLE = (
         ("cpu",),
         type="Lion",
         kernels=("cpu_lion",),
+        variants={"sign_of_zero": 1},
         state_tensors=2,  # a second moment is allocated and never used
     ),
     DeepSpeed(
@@ -333,6 +335,7 @@ _TABLE = (
         _pick(),
         ("cuda", "cpu", "xpu"),
         fixed=_PLAIN_MUON,
+        variants={"norm_eps": "added", "rounded": "operations"},  # Jordan's own code
     ),
 )
 

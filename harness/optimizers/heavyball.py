@@ -131,7 +131,7 @@ _PLAIN_SGD: dict[str, JsonValue] = {
 _TABLE = (
     Heavyball("sgd-momentum", "SGD", fixed=_PLAIN_SGD, renamed={"momentum": "beta"}),
     Heavyball("adamw-clamped", "AdamW"),
-    Heavyball("laprop", "LaProp"),
+    Heavyball("laprop", "LaProp", fixed={"eps": 1e-8}),  # its option reaches no kernel
     Heavyball("adopt", "ADOPT"),
     Heavyball("muon-ema", "Muon"),
     Heavyball("scion", "Scion"),

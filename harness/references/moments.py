@@ -60,10 +60,11 @@ def misplaced(prescribed: str) -> dict[str, dict[str, Any]]:
 def counted(state: State, h: Hyperparameters) -> int:
     """Count this step; return its number, from 1.
 
-    Variant ``counts``: ``tensor``, the steps at which the tensor had a gradient, or ``group``: every step of its
-    group, whose number is h["step"] where the caller knows it.
+    Variant ``counts``: ``tensor``, the steps at which the tensor had a gradient; or ``group``: every step of its
+    group, of which h["idle"] lists the rates of those since the tensor's last at which it had none.
     """
-    state["t"] = h["step"] if h.get("counts") == "group" and "step" in h else state.get("t", 0) + 1
+    idle = h.get("idle", ()) if h.get("counts") == "group" else ()
+    state["t"] = state.get("t", 0) + len(idle) + 1
     return int(state["t"])
 
 

@@ -28,7 +28,12 @@ _HEAVYBALL = (
 
 
 def orthogonalised(
-    x: Tensor, coefficients: Sequence[Sequence[float]], eps: float, rounded: str = "lines"
+    x: Tensor,
+    coefficients: Sequence[Sequence[float]],
+    eps: float,
+    *,
+    rounded: str = "lines",
+    eps_added: bool = False,
 ) -> Tensor:
     """Return nearly U V^T of x = U S V^T, by Newton-Schulz iterations in bfloat16, as the source prescribes.
 
@@ -39,6 +44,7 @@ def orthogonalised(
         x: (rows, columns).
         coefficients: a, b, c of each iteration.
         eps: least norm that x is divided by.
+        eps_added: it is added to the norm instead.
         rounded: to bfloat16: the result of ``lines`` (multiply-adds in one, as torch.addmm), of each of their
             ``operations``, or ``nothing``.
     """
@@ -46,7 +52,8 @@ def orthogonalised(
     part = _bfloat16 if rounded == "operations" else _exact
     wide = x.shape[0] <= x.shape[1]
     y = line(x if wide else x.T)
-    y = line(y / line(y.norm()).clamp(min=eps))
+    norm = line(y.norm())
+    y = line(y / (line(norm + eps) if eps_added else norm.clamp(min=eps)))
     for a, b, c in coefficients:
         gram = line(y @ y.T)
         polynomial = line(part(b * gram) + part(part(c * gram) @ gram))
@@ -75,7 +82,8 @@ def muon(p: Tensor, g: Tensor, state: State, h: Hyperparameters) -> Tensor:
     momentum = h["momentum"]
     b = averaged(state, "b", g, momentum, h)
     b = momentum * b + (1 - momentum) * g if h["nesterov"] else b
-    o = orthogonalised(b, [h["ns_coefficients"]] * h["ns_steps"], h["eps"], h["rounded"])
+    each = {"rounded": h["rounded"], "eps_added": h["norm_eps"] == "added"}
+    o = orthogonalised(b, [h["ns_coefficients"]] * h["ns_steps"], h["eps"], **each)
     return moved(p, h["lr"] * _adjustment(p, h) * o, h)
 
 
@@ -99,8 +107,14 @@ MUON = Reference(
     "muon",
     "Jordan 2024, kellerjordan.github.io/posts/muon; AdamW for the rest: Loshchilov and Hutter 2019, Algorithm 2",
     muon,
-    variants={"decoupled_weight_decay": True, "adamw_eps_at": "outside", "rounded": "lines"},
+    variants={
+        "decoupled_weight_decay": True,
+        "adamw_eps_at": "outside",
+        "norm_eps": "clamped",
+        "rounded": "lines",
+    },
     mistakes={
+        "eps added to the norm instead of bounding it": {"norm_eps": "added"},
         "Nesterov form left out": {"nesterov": False},
         "rate not adjusted to the matrix's shape": {"adjusted": False},
         "one iteration too few": {"ns_steps": 4},
