@@ -95,7 +95,7 @@ class Player:
     def __init__(self, optimizer: Optimizer, spec: RunSpec, scenario: Scenario) -> None:
         self._optimizer, self._spec, self.scenario = optimizer, spec, scenario
         if optimizer.traits.compiled:  # past its limit of recompilations torch.compile runs a step eagerly
-            torch._dynamo.reset()
+            torch.compiler.reset()
         self.device = device(spec)
         dtype = getattr(torch, stepped_dtype(spec.precision))
         self.parameters = parameters(scenario.stage, dtype, self.device)

@@ -32,6 +32,9 @@ STEPS = 20
 PROBED = (3, 4, 5, 8)
 """Steps whose gradient is replaced; some algorithms use one ten steps later (AdaShift)."""
 
+APART = 1e-5
+"""Of all that a tensor moved: what saving and loading may change, where sums are taken in another order."""
+
 Values = dict[str, "Tensor"]
 Gradients = dict[str, "Tensor | None"]
 
@@ -77,24 +80,22 @@ def _every_element(trace: Trace) -> Check:
     Algorithms that choose a few elements move few; then that is recorded.
     """
     name = "every element moves"
-    verdict: Verdict = "passed"
-    detail = None
-    for tensor, first in trace.steps[0].before.items():
-        still = torch.ones_like(first, dtype=torch.bool)
-        for step in trace.steps:
-            still &= step.moved(tensor) == 0
-        count = int(still.sum())
-        if count == 0:
-            continue
-        place = still.view(-1).nonzero()[0].item()
-        detail = f"{count} of {still.numel()} elements of {tensor} never move, the first at {place}"
-        if count == still.numel() or count <= still.numel() // 2:
-            return Check(name=name, verdict="wrong", tensor=tensor, detail=detail)
-        verdict = "recorded"
+    still = {
+        tensor: torch.stack([step.moved(tensor) == 0 for step in trace.steps]).all(0)
+        for tensor in trace.steps[0].before
+    }
+    count, elements = sum(int(each.sum()) for each in still.values()), sum(each.numel() for each in still.values())
+    if 0 < count <= elements // 2:
+        tensor = max(still, key=lambda each: float(still[each].double().mean()))
+        place = still[tensor].view(-1).nonzero()[0].item()
+        detail = f"{int(still[tensor].sum())} of its {still[tensor].numel()} elements never move, such as {place}"
+        return Check(name=name, verdict="wrong", tensor=tensor, detail=detail)
+    verdict: Verdict = "recorded" if count else "passed"
+    told = f"{count} of {elements} elements never move" if count else None
     bad = [n for n, value in trace.steps[-1].after.items() if not bool(value.isfinite().all())]
     if bad:
         return Check(name=name, verdict="wrong", tensor=bad[0], detail="parameters are not finite")
-    return Check(name=name, verdict=verdict, detail=detail)
+    return Check(name=name, verdict=verdict, detail=told)
 
 
 def _standstill(trace: Trace, *, draws: bool) -> Check:
@@ -176,9 +177,10 @@ class _Differential:
             other = self._run(resumed_after=half)
         except Exception as error:  # noqa: BLE001  # state that can't be loaded is the finding
             return Check(name=name, verdict="wrong", step=half, detail=f"{type(error).__name__}: {error}")
+        start = Player(self.optimizer, self.spec, self.scenario).values()
         for tensor, value in plain.items():
-            if not torch.equal(value, other[tensor]):
-                apart = float((value - other[tensor]).abs().max())
+            apart = float((value - other[tensor]).abs().max())
+            if not apart <= APART * float((value - start[tensor]).abs().max()):
                 detail = f"parameters part from those of a run without saving, by {apart:.1e}"
                 return Check(name=name, verdict="wrong", step=half + 1, tensor=tensor, detail=detail)
         return Check(name=name, verdict="passed")
