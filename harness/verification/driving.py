@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from harness import contract, loop
+from harness.errors import UnsupportedError
 from harness.precision import model_dtype, stepped_dtype
 from harness.registry import strategy
 from harness.schedule import factor
@@ -169,14 +170,15 @@ def masters(engine: Engine) -> Values:
 def _whole(parameter: Tensor) -> Tensor:
     full = getattr(parameter, "full_tensor", None)
     if full is not None:
-        found: Tensor = full()
-    else:
-        from deepspeed.utils import safe_get_full_fp32_param
+        whole: Tensor = full()
+        return whole.detach().double().cpu().clone()
+    from deepspeed.utils import safe_get_full_fp32_param
 
-        found = safe_get_full_fp32_param(parameter)
-    return found.detach().double().reshape(parameter.shape if full else _shape(parameter)).cpu().clone()
-
-
-def _shape(parameter: Tensor) -> torch.Size:
-    """Return a parameter's shape, of one that stage 3 has taken apart too."""
-    return getattr(parameter, "ds_shape", parameter.shape)
+    found: Tensor | None = safe_get_full_fp32_param(parameter)
+    if found is None:
+        raise UnsupportedError(
+            "under this stage DeepSpeed does not tell whose the fp32 master weights are, so that updates cannot "
+            "be seen in full; prove it in fp32, or under zero1"
+        )
+    shape = getattr(parameter, "ds_shape", parameter.shape)  # stage 3 has taken the parameter itself apart
+    return found.detach().double().reshape(shape).cpu().clone()

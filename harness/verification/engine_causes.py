@@ -49,8 +49,8 @@ ABSENCES = (
         "stepped on with its last gradient once more: no model should have such parameters here", _as_before
     ),
 )
-"""What engines do with a parameter that has no gradient. The last is what DeepSpeed's stage 3 does (0.19): it keeps
-its partition of each gradient until another one is written over it."""
+"""What engines do with a parameter that has no gradient. The last is what DeepSpeed's stage 3 does (0.19), which
+keeps its partition of each gradient until another one is written over it."""
 
 
 def behaviours(reference: Reference, trial: Trial) -> Iterator[Behaviour]:

@@ -64,7 +64,7 @@ def trials(
     Raises:
         UnsupportedError: the strategy cannot run that.
     """
-    refused = _refused(optimizer, settled(spec, world))
+    refused = _refused(optimizer, settled(spec, world), world)
     if refused is not None:
         raise UnsupportedError(refused)
     made = [
@@ -83,14 +83,20 @@ def trials(
     return _agreed(_gathered((checks, causes), world), replicas)
 
 
-def _refused(optimizer: Optimizer, spec: RunSpec) -> str | None:
-    """Return why this cell cannot run, or None; the caller's plan was for another workload."""
-    found, traits = machine(), Linear.traits
-    return (
-        precision.unsupported(spec, optimizer.traits, found)
-        or strategy(spec.strategy).unsupported(spec, traits, optimizer.traits, found)
-        or optimizer.unsupported(spec, traits, found)
-    )
+def _refused(optimizer: Optimizer, spec: RunSpec, world: World) -> str | None:
+    """Return why this cell cannot run, or None; the caller's plan was for another workload.
+
+    Rank 0 decides: it may have to probe the machine.
+    """
+    reason = None
+    if world.rank == 0:
+        found, traits = machine(), Linear.traits
+        reason = (
+            precision.unsupported(spec, optimizer.traits, found)
+            or strategy(spec.strategy).unsupported(spec, traits, optimizer.traits, found)
+            or optimizer.unsupported(spec, traits, found)
+        )
+    return str(first) if (first := _gathered(reason, world)[0]) is not None else None
 
 
 def _clipping(optimizer: Optimizer, spec: RunSpec, world: World) -> RunSpec:
@@ -99,7 +105,7 @@ def _clipping(optimizer: Optimizer, spec: RunSpec, world: World) -> RunSpec:
     stream = stream_of(chosen)
     norms = sorted(norm(stream.gradient(step)) for step in range(chosen.steps))
     clipping = chosen.model_copy(update={"clip_norm": round(norms[len(norms) // 2] * 0.7, 3)})
-    return chosen if _refused(optimizer, clipping) else clipping
+    return chosen if _refused(optimizer, clipping, world) else clipping
 
 
 def _absent(optimizer: Optimizer, spec: RunSpec, world: World, judge: _Judge) -> Check:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from harness.verification.certificate import Certificate, Check
 
-HANG_S = 60
+HANG_S = 150
 """A collective that takes longer waits for a rank that will not come."""
 
 
