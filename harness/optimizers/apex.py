@@ -52,6 +52,10 @@ _REASONS: Mapping[str, str] = MappingProxyType(
 """What `probe` found -> why nothing of Apex can run, and what to do."""
 
 
+_COUNTLESS = ("FusedSGD", "FusedAdagrad")
+"""Classes that count no steps; the others do for a whole group."""
+
+
 class Apex(Implementation):
     """A class of apex.optimizers.
 
@@ -73,7 +77,8 @@ class Apex(Implementation):
     ) -> None:
         traits = {"dtensor": "no", "capturable": class_name == "FusedAdam"}  # the kernels read raw addresses
         target = f"apex.optimizers:{class_name}"
-        super().__init__(ALGORITHMS[algorithm], word, target, fixed=fixed, traits=traits)
+        variants: dict[str, JsonValue] = {} if class_name in _COUNTLESS else {"counts": "group"}
+        super().__init__(ALGORITHMS[algorithm], word, target, fixed=fixed, traits=traits, variants=variants)
         self._arguments = arguments
 
     def unavailable(self, spec: RunSpec, machine: Machine) -> str | None:

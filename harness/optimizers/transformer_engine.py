@@ -41,6 +41,7 @@ class TransformerEngine(ThirdParty):
             "transformer-engine",
             f"{_MODULE}:{'FusedAdam' if adam else 'FusedSGD'}",
             fixed={"amsgrad": False, "maximize": False} if adam else {"maximize": False},
+            variants={"counts": "group"} if adam else {},
             traits={
                 # FusedSGD's lists know fp16 and fp32 only: it would leave bf16 parameters as they are.
                 "parameter_dtypes": ("float32", "bfloat16") if adam else ("float32",),

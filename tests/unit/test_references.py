@@ -186,7 +186,7 @@ def test_a_reference_computes_what_a_library_documents(  # one column a paramete
     known = {key: value for key, value in options.items() if "beta" not in more or key != "momentum"}
     optimizer = made(tensors, lr=0.01, **known, **more)
     if package == "schedulefree":
-        optimizer.train()  # type: ignore[attr-defined]
+        optimizer.train()
     assert worst(REFERENCES[name], optimizer, tensors, options) <= bound
 
 
@@ -203,6 +203,36 @@ def test_lamb_computes_what_a_library_documents_without_decay_and_correction() -
     tensors = leaves(torch.float32, VECTORS)
     optimizer = made(tensors, lr=0.01, adam_debias=True, **options)
     assert worst(REFERENCES["lamb"], optimizer, tensors, {**options, "bias_correction": False}) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "options"),
+    [
+        ("adamw-schedule-free", "AdamWScheduleFree", {"warmup_steps": 4}),
+        ("radam-schedule-free", "RAdamScheduleFree", {}),
+        ("sgd-schedule-free", "SGDScheduleFree", {"warmup_steps": 4}),
+    ],
+)
+def test_a_group_that_counts_its_steps_counts_those_without_a_gradient(
+    name: str, cls: str, options: dict[str, Any]
+) -> None:
+    held = REFERENCES[name]
+    assert held.update is not None
+    p = leaves(torch.float64, [(5,)])[0]
+    optimizer = family("schedulefree", cls)([p], lr=0.01, **options)
+    optimizer.train()
+    state: dict[str, Any] = {}
+    idle: list[float] = []
+    for step, (g,) in enumerate(gradients(6, [(5,)])):
+        lr = optimizer.param_groups[0]["lr"] = rate(step, 0.01)
+        p.grad, before = (None if step % 4 in {0, 3} else g.clone()), p.detach().clone()
+        optimizer.step()
+        if p.grad is None:
+            idle.append(lr)
+            continue
+        h = hyperparameters(held, {**options, "idle": idle}, 0.01) | {"lr": lr}
+        torch.testing.assert_close(held.update(before, g, state, h), p.detach(), rtol=0, atol=1e-13)
+        idle = []
 
 
 def quadratic(size: int) -> Callable[[Tensor], tuple[float, Tensor]]:
@@ -229,7 +259,7 @@ def test_lbfgs_moves_as_the_native_class_does_on_a_quadratic(options: dict[str, 
         optimizer.param_groups[0]["lr"] = 0.5 if step < 3 else 0.3
         h = hyperparameters(held, options, optimizer.param_groups[0]["lr"])
         expected = held.minimise(p.detach().clone(), evaluate, state, h)
-        optimizer.step(closure)  # type: ignore[arg-type]
+        optimizer.step(closure)
         torch.testing.assert_close(p.detach(), expected, rtol=1e-9, atol=1e-12)
 
 
