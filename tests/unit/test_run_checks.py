@@ -227,6 +227,23 @@ def test_curves_of_one_algorithm_part_in_the_step_that_is_named():
     assert "optbench verify --optimizer adamw/a --optimizer adamw/b --optimizer adamw/c" in note
 
 
+def test_chaos_grows_from_rounding_and_is_no_fault_while_a_worse_mean_is():
+    good = [5.0 * 0.95**step for step in range(40)]
+    chaos = [loss * (1 + min(0.1, 1e-7 * 8.0**step) * (-1) ** step) for step, loss in enumerate(good)]
+    worse = [loss * (1 + min(1.0, 1e-7 * 8.0**step)) for step, loss in enumerate(good)]
+    assert curves.parted([record("adagrad/a", good), record("adagrad/b", chaos)]) == []
+    (note,) = curves.parted([record("adagrad/a", good), record("adagrad/b", worse)])
+    assert "part in step 4" in note
+
+
+def test_a_small_systematic_difference_shows_in_the_first_steps():
+    good = [5.0 * 0.95**step for step in range(40)]
+    beta = [loss * (1 + 6e-5 * (step > 1)) for step, loss in enumerate(good)]
+    (note,) = curves.parted([record("adamw/a", good), record("adamw/b", beta)])
+    assert "part in step 3" in note
+    assert curves.parted([record("adamw/a", good), record("adamw/torchao-8bit", beta)]) == []
+
+
 def test_curves_of_other_algorithms_seeds_strategies_or_numbers_are_not_compared():
     good, other = [5.0, 4.0, 3.0], [5.0, 4.5, 4.0]
     one = record("adamw/a", good, arguments={"lr": 0.001})
