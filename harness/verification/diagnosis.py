@@ -43,17 +43,31 @@ def diagnose(held: Held, trace: Trace, found: Sequence[Difference]) -> str | Non
     before = _ratio(found)
     if trace.moved_later is not None:
         return "step() returns before its work is done"
+    best, cause = _tried(held, trace, hypotheses(held, trace, found), before / NEARER, until)
+    if best <= 1:
+        return cause
+    fit = fitted(held, trace, max(1.0, min(best, before / NEARER)), until)
+    if fit is not None:
+        return fit
+    other, scaled = _tried(held, trace, _scaled(), before / NEARER, until)
+    return scaled if other < best else cause
+
+
+def _tried(
+    held: Held, trace: Trace, twists: Iterator[Twist], good: float, until: float
+) -> tuple[float, str | None]:
+    """Return the first mistake that explains all, or the one that explains most, with what error is left."""
     best, cause = math.inf, None
-    for twist in hypotheses(held, trace, found):
-        # What is already worse than half the error as it is explains nothing: the rest of the steps is left out.
-        ratio = _ratio(compare(held, trace, twist, stop_at=max(1.0, min(best, before / NEARER))))
+    for twist in twists:
+        # What is worse than the best so far explains less: the rest of the steps is left out.
+        ratio = _ratio(compare(held, trace, twist, stop_at=max(1.0, min(best, good))))
         if ratio <= 1:
-            return twist.cause
-        if time.monotonic() > until:
-            return cause
-        if ratio < best and ratio <= before / NEARER:
+            return ratio, twist.cause
+        if ratio < best and ratio <= good:
             best, cause = ratio, twist.cause
-    return fitted(held, trace, max(1.0, min(best, before / NEARER)), until) or cause
+        if time.monotonic() > until:
+            break
+    return best, cause
 
 
 def _ratio(differences: Sequence[Difference]) -> float:
@@ -67,9 +81,9 @@ def hypotheses(held: Held, trace: Trace, found: Sequence[Difference]) -> Iterato
     yield from _resumed(trace)
     yield from _rates(trace)
     yield from _groups(trace)
-    yield from _gradients()
     for cause, switches in held.reference.mistakes.items():
         yield Twist(cause, switches=switches)
+    yield from _gradients()
     for cause, switches in held.reference.mistakes.items():
         yield Twist(f"{cause}, in every second step", switches=switches, acts=lambda _, step: step % 2 == 1)
     for dtype in ("bfloat16", "float16"):
@@ -86,12 +100,12 @@ def _left_out(trace: Trace, found: Sequence[Difference]) -> Iterator[Twist]:
         yield Twist(cause, acts=lambda _, step: step not in idle, blind=True)
     still = _still(trace, found)
     if still:
-        named = f"these tensors are left out: {', '.join(sorted(still))}"
-        yield Twist(named, acts=lambda name, _: name not in still)
         numbers = {trace.scenario.stage.member(name).group for name in still}
         group = {each.name for each in trace.scenario.stage.members if each.group in numbers}
         cause = f"parameter group {', '.join(str(n + 1) for n in sorted(numbers))} ignored"
         yield Twist(cause, acts=lambda name, _: name not in group)
+        named = f"these tensors are left out: {', '.join(sorted(still))}"
+        yield Twist(named, acts=lambda name, _: name not in still)
     yield Twist("the last element of each tensor is skipped", skips_last=True)
     yield Twist("each step is done twice", times=2)
     yield Twist("the update's sign is wrong", scale=-1.0)
@@ -116,9 +130,10 @@ def _still(trace: Trace, found: Sequence[Difference]) -> set[str]:
 def _pattern(idle: set[int]) -> str:
     """Return in words which steps do nothing."""
     steps = sorted(idle)
-    gaps = {later - earlier for earlier, later in itertools.pairwise(steps)}
-    if len(gaps) == 1:
-        return f"every {_ordinal(gaps.pop())} step does nothing"
+    gaps = [later - earlier for earlier, later in itertools.pairwise(steps)]
+    usual = max(gaps, key=gaps.count, default=0)
+    if gaps and gaps.count(usual) > len(gaps) / 2:  # a count that starts anew with a fresh instance breaks one
+        return f"every {_ordinal(usual)} step does nothing"
     return f"steps {', '.join(map(str, steps[:5]))}{' …' if len(steps) > 5 else ''} do nothing"
 
 
@@ -187,12 +202,16 @@ def _gradients() -> Iterator[Twist]:
     yield Twist("gradients are added up over steps", gradient=_summed)
     yield Twist("the gradient's sign is wrong", gradient=lambda t, name, step: _times(_given(t, name, step), -1.0))
     yield Twist("gradients are read as zero", gradient=lambda t, name, step: _times(_given(t, name, step), 0.0))
+    yield Twist("gradients are clipped to a global norm of 1", gradient=_clipped)
+
+
+def _scaled() -> Iterator[Twist]:
+    """Gradients of another size; for many algorithms the same as another eps, which is tried before."""
     for factor in (0.5, 2.0, 0.25, 4.0, 1 / 8, 8.0, 2.0**-16, 2.0**16):
         yield Twist(
             f"gradients are multiplied by {factor:g}",
             gradient=lambda t, name, step, c=factor: _times(_given(t, name, step), c),  # type: ignore[misc]
         )
-    yield Twist("gradients are clipped to a global norm of 1", gradient=_clipped)
 
 
 def _given(trace: Trace, name: str, step: int) -> Tensor | None:

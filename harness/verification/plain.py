@@ -77,6 +77,12 @@ class _Trials:
         held = self._held(usual, trace)
         self._judge_main(held, trace)
         self.checks += besides(trace, self.optimizer)
+        if self.optimizer.traits.compiled:
+            told = (
+                "each would be compiled anew, for half a minute; foreach, which is compiled here, is tried in all"
+            )
+            self.checks.append(Check(name="further trials", verdict="not applicable", detail=told))
+            return self.checks, self.cause
         fixed = getattr(self.optimizer, "fixed", {})
         for scenario in others(self.optimizer.traits, self._options(self.spec, trace), fixed):
             self._try(scenario, held.lr)

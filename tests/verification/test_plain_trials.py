@@ -1,0 +1,68 @@
+"""Trials over plain tensors: planted faults are caught and named, and what is right passes."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from faulty_optimizers import FAULTS, SOUND
+
+from harness.optimizers.algorithms import ALGORITHMS
+from harness.optimizers.construct import construct, torch_groups
+from harness.optimizers.implementation import Implementation
+from harness.optimizers.torch_native import OPTIMIZERS as NATIVE
+from harness.references.table import reference
+from harness.spec import RunSpec
+from harness.verification.plain import trials
+
+
+class Planted(Implementation):
+    """A class as an implementation of AdamW."""
+
+    def __init__(self, cls):
+        super().__init__(ALGORITHMS["adamw"], "planted", "tests:Planted")
+        self.cls = cls
+
+    def build(self, groups, spec):
+        chosen = self.hyperparameters(spec)
+        listed = torch_groups(groups, chosen["lr"], chosen["weight_decay"])
+        options = {key: chosen[key] for key in ("betas", "eps", "maximize")}
+        return construct(self.cls, listed, **options)
+
+
+def spec_of(name, **options):
+    return RunSpec(workload="gpt", optimizer=name, device="cpu", **options)
+
+
+def wrong(checks):
+    return [check for check in checks if check.verdict == "wrong"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught_and_its_cause_is_named(fault):
+    cls, cause = FAULTS[fault]
+    checks, found = trials(Planted(cls), spec_of("adamw/planted"), reference("adamw"))
+    assert wrong(checks)
+    assert cause is None or found == cause
+
+
+@pytest.mark.parametrize("rewrite", SOUND)
+def test_a_correct_rewrite_passes(rewrite):
+    checks, cause = trials(Planted(SOUND[rewrite]), spec_of("adamw/planted"), reference("adamw"))
+    assert wrong(checks) == []
+    assert cause is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16-pure"])
+def test_the_whole_native_registry_passes_within_a_minute(precision):
+    started = time.monotonic()
+    alarms = {}
+    for name, native in NATIVE.items():
+        checks, cause = trials(native, spec_of(name, precision=precision), reference(native.traits.algorithm))
+        assert checks
+        if wrong(checks):
+            alarms[name] = (cause, wrong(checks))
+    took = time.monotonic() - started
+    print(f"{len(NATIVE)} native optimizers in {precision}: {took:.1f} s")
+    assert alarms == {}
+    assert took < 60
