@@ -57,6 +57,9 @@ def proved(job: Job) -> Certificate:
     try:
         from harness.verification.plain import trials
 
+        if optimizer.traits.compiled:
+            _compile_as_alone()
+
         held_to = reference(optimizer.traits.algorithm, job.like)
         checks, cause = trials(optimizer, spec, held_to)
         outcome, reason = verdict(checks)
@@ -67,6 +70,20 @@ def proved(job: Job) -> Certificate:
         outcome = "failed"
         reason = str(error) if isinstance(error, OptbenchError) else f"{type(error).__name__}: {error}"
     return certificate(job, outcome, reason, cause, checks, held_to, time.monotonic() - started)
+
+
+def _compile_as_alone() -> None:
+    """Forget what was compiled for other proofs, and let every instance and shape of this one be compiled too.
+
+    Past dynamo's limit a step silently runs uncompiled, or fails since its flags were chosen for compiling.
+    """
+    import torch
+    from torch._dynamo import config
+
+    torch.compiler.reset()
+    for name in ("recompile_limit", "accumulated_recompile_limit", "cache_size_limit"):
+        if hasattr(config, name):
+            setattr(config, name, 4096)
 
 
 def reference(algorithm: str, like: str | None) -> Reference | None:
