@@ -78,9 +78,7 @@ class _Trials:
         self._judge_main(held, trace)
         self.checks += besides(trace, self.optimizer)
         if self.optimizer.traits.compiled:
-            told = (
-                "each would be compiled anew, for half a minute; foreach, which is compiled here, is tried in all"
-            )
+            told = "each would compile for half a minute; foreach, which is compiled here, is tried in all"
             self.checks.append(Check(name="further trials", verdict="not applicable", detail=told))
             return self.checks, self.cause
         fixed = getattr(self.optimizer, "fixed", {})
