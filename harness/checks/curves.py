@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 ROUNDING = {"fp32": 1e-5, "tf32": 1e-3, "fp16": 1e-3, "bf16": 1e-2, "bf16-pure": 1e-2, "bf16-master": 1e-2}
 """Relative difference of two losses that rounding alone may make in a step, by precision. In fp32 forloop,
-foreach, fused and DeepSpeed's own kernels of 13 algorithms on gpt, cnn and lstm stay within 1e-6 in their first six
-steps, and nearly all for ever; formats of 11 and 8 significant bits round a hundred times as much and more."""
+foreach, fused and DeepSpeed's own kernels of 13 algorithms on gpt, cnn and lstm stay within 1e-6 in their first
+six steps, and nearly all for ever; formats of 11 and 8 significant bits round a hundred times as much and more."""
 
 GROWTH = 1000.0
 """Factor by which the largest difference so far may grow in one step. Where a learning rate is at the edge,
-training is chaotic: Adagrad's on gpt goes from 1e-7 to 1e-1 in four steps, by 240 at most in one. A fault jumps."""
+training is chaotic: Adagrad's on gpt goes from 1e-7 to 1e-1 in 4 steps, by 240 at most in one; a fault jumps."""
 
 WIDEST = 0.25
 """Relative difference of the mean losses of the last quarter: chaos averages out, a worse optimizer does not."""
@@ -66,7 +66,7 @@ def parting(one: RunRecord, other: RunRecord) -> int | None:
         largest = max(largest, apart)
     last = pairs[-(len(pairs) // 4) :] if len(pairs) >= 20 else []
     known = [pair for pair in last if None not in pair]
-    means = [statistics.fmean(side) for side in zip(*known, strict=True)]  # type: ignore[arg-type]  # none is None
+    means = [statistics.fmean(side) for side in zip(*known, strict=True)]
     return beyond if means and _apart(means[0], means[1], _scale(one)) > WIDEST else None
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-SAMPLED_BYTES = 64 << 20
+SAMPLED_BYTES = 16 << 20
 """Of one rank's tensors, as many bytes are read at most: every n-th block of `BLOCK_WORDS` words where there are
 more. An update of all elements, or of one in a thousand, cannot miss them all."""
 

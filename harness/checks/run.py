@@ -31,9 +31,9 @@ WATCHED_STEPS = 2
 """The first steps of the warm-up, whose samples and gradients are looked at."""
 
 SETTLING_S = 0.02
-"""Between two looks at the parameters after a turn, or the median step time up to `MOST_SETTLING_S`."""
+"""Between two looks at the parameters after a turn, or a tenth of a step's time up to `MOST_SETTLING_S`."""
 
-MOST_SETTLING_S = 0.5
+MOST_SETTLING_S = 0.1
 
 SLOW = 0.01
 """Factor on the learning rate under which updates may be lost in the rounding of what they are added to."""
@@ -166,7 +166,7 @@ class RunChecks:
         self._since_s = clock.now_s()
 
     def _settling_s(self, turn: Turn) -> float:
-        return min(MOST_SETTLING_S, max(SETTLING_S, turn.wall_s / max(1, len(turn.results))))
+        return min(MOST_SETTLING_S, max(SETTLING_S, 0.1 * turn.wall_s / max(1, len(turn.results))))
 
     # What this rank sees.
 
