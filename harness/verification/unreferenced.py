@@ -188,18 +188,19 @@ class _Differential:
     def _rate(self) -> Check:
         """Half the learning rate, set as schedulers do, moves differently, if the constructor's matters at all."""
         name = "the learning rate is used"
-        peaks = [
-            p for p in Player(self.optimizer, self.spec, self.scenario).peak_rates().values() if p is not None
-        ]
+        player = Player(self.optimizer, self.spec, self.scenario)
+        peaks = [peak for peak in player.peak_rates().values() if peak is not None]
         if not peaks:
             return Check(name=name, verdict="not applicable", detail="it has none")
         if not _same(self._run(), self._run(rate=0.5)):
             return Check(name=name, verdict="passed")
         if _same(self._run(), self._run(lr=peaks[0] / 2)):
             return Check(name=name, verdict="recorded", detail="it finds its own: half of it gives the same")
-        return Check(
-            name=name, verdict="wrong", detail="what a scheduler sets changes nothing, the constructor's does"
-        )
+        if any("warmup" in key for keys in (vars(player.live), *player.live.param_groups) for key in keys):
+            detail = "it warms up by itself, and has no use for a scheduler before the end of that"
+            return Check(name=name, verdict="recorded", detail=detail)
+        detail = "what a scheduler sets changes nothing, the constructor's does"
+        return Check(name=name, verdict="wrong", detail=detail)
 
     def _missing(self) -> Check:
         """What never gets a gradient stays."""
