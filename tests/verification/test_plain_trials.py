@@ -53,16 +53,15 @@ def test_a_correct_rewrite_passes(rewrite):
     assert cause is None
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16-pure"])
-def test_the_whole_native_registry_passes_within_a_minute(precision):
+def test_the_whole_native_registry_passes_within_a_minute():
     started = time.monotonic()
     alarms = {}
     for name, native in NATIVE.items():
-        checks, cause = trials(native, spec_of(name, precision=precision), reference(native.traits.algorithm))
+        checks, cause = trials(native, spec_of(name), reference(native.traits.algorithm))
         assert checks
         if wrong(checks):
             alarms[name] = (cause, wrong(checks))
     took = time.monotonic() - started
-    print(f"{len(NATIVE)} native optimizers in {precision}: {took:.1f} s")
+    print(f"{len(NATIVE)} native optimizers: {took:.1f} s")
     assert alarms == {}
     assert took < 60
