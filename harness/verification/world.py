@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 HANG_S = 150
 """A collective that takes longer waits for a rank that will not come."""
 
+LAST_WORD_S = 3
+"""torchrun ends every rank as soon as one has failed: so long rank 0 may take to write the line."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make every proof asked for, with the other ranks; end the world at one that failed."""
@@ -55,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with options.out.open("a", encoding="utf-8") as lines:
                 print(made.model_dump_json(), file=lines, flush=True)
         if made.outcome == "failed":
+            if world.rank != 0:
+                time.sleep(LAST_WORD_S)
             return 1  # perhaps this rank alone, and the others wait in a collective: the next needs a new world
         gc.collect()
     return 0
