@@ -137,6 +137,8 @@ RADAM = Reference(
     "radam",
     "Liu et al. 2020, arXiv:1908.03265, Algorithm 2, with the threshold 5 of the authors' code",
     radam,
+    # At t = 6, rho_t - 4 is 1 and moves by 2 t beta^t / (1 - beta^t)^2 = 340 of the rounding of 1 - beta.
+    conditioning=340.0,
     variants={"eps_at": "uncorrected", "threshold": 5.0},
     mistakes={
         **CORRECTION,

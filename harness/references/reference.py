@@ -34,6 +34,8 @@ class Reference:
         mistakes: what is commonly done wrong in this algorithm: cause, as a user should read it -> switches that
             make the reference do it. The causes are tried when an implementation fails.
         internal_dtype: of the narrowest arithmetic that the algorithm prescribes itself (Muon's iteration).
+        conditioning: by how much the algorithm enlarges the rounding of its decay rates where an implementation
+            has its scalars in float32 (RAdam's rho_t is a difference of two large numbers).
         evaluates: needs the loss again within a step (LBFGS): ``update`` is then None, ``minimise`` is set.
     """
 
@@ -43,6 +45,7 @@ class Reference:
     variants: Mapping[str, Any] = field(default_factory=dict)
     mistakes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     internal_dtype: str = "float64"
+    conditioning: float = 1.0
     minimise: (
         Callable[[Tensor, Callable[[Tensor], tuple[float, Tensor]], State, Hyperparameters], Tensor] | None
     ) = None

@@ -98,7 +98,7 @@ def bound(
 
 def _held(options: Mapping[str, Any]) -> float:
     """Return the relative error of 1 - beta where beta is a float32, of the beta nearest 1."""
-    betas = options.get("betas", ())
+    betas = [*options.get("betas", ()), *options.get("adamw_betas", ())]
     rates = [*betas, options.get("alpha", 0.0), options.get("rho", 0.0)]
     near = max((rate for rate in rates if isinstance(rate, float) and 0 <= rate < 1), default=0.0)
     return _UNIT["float32"] / (1 - near)

@@ -53,8 +53,14 @@ def fitted(held: Held, trace: Trace, good: float, until: float) -> str | None:
         value = knob.at(_search(held, trace, knob))
         error = _error(held, trace, knob, value, len(trace.steps))
         if error < best[0]:
-            best = (error, f"{knob.name} is {value:.4g}, not {knob.value:.4g}")
+            best = (error, f"{knob.name} is {_told(value, knob.value)}")
     return best[1]
+
+
+def _told(value: float, right: float) -> str:
+    """Return both numbers with as many digits as it takes to tell them apart, four at least."""
+    digits = next((n for n in range(4, 17) if f"{value:.{n}g}" != f"{right:.{n}g}"), 17)
+    return f"{value:.{digits}g}, not {right:.{digits}g}"
 
 
 def _knobs(held: Held) -> Iterator[_Knob]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -167,6 +168,8 @@ def held(optimizer: Optimizer, spec: RunSpec, reference: Reference, options: Map
     if "bfloat16" in traits.state_dtypes:
         kept = torch.bfloat16
     allowed = bound(dtype, traits.state_dtypes, reference.internal_dtype, options)
+    if traits.compiled:  # scalars in tensors of float32: a float would be compiled anew with each value
+        allowed = replace(allowed, held=allowed.held * reference.conditioning)
     return Held(reference, options, lr, allowed, kept)
 
 
