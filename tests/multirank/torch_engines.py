@@ -110,11 +110,8 @@ def grid():
     found = []
     cells = [
         ("gpt", {}, "adamw/foreach"),
-        ("gpt", {}, "sgd-momentum/fused"),
-        ("cnn", {"global_batch": 16}, "adamw/fused"),
         ("cnn", {"global_batch": 16}, "sgd-momentum/forloop"),
         ("linear_regression", {}, "adamw/forloop"),
-        ("linear_regression", {}, "sgd-momentum/foreach"),
     ]
     for workload, fields, optimizer in cells:
         for accumulation, clip_norm in ((1, None), (4, 0.3)):
