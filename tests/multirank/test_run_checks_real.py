@@ -100,9 +100,18 @@ def test_a_wrong_run_shows_its_speed_nowhere(optbench):
     assert "step_time_s" in lines
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero-redundancy", "zero2", "zero3"])
-def test_sound_runs_pass_every_check_that_applies(optbench, tmp_path, strategy):
-    runs = [{"workload": each} for each in ("linear_regression", "cnn", "lstm", "recommender")]
+@pytest.mark.parametrize(
+    ("strategy", "workloads"),
+    [
+        ("ddp", ("recommender",)),
+        ("fsdp2", ("lstm", "cnn")),
+        ("zero-redundancy", ("cnn",)),
+        ("zero2", ("recommender",)),
+        ("zero3", ("lstm",)),
+    ],
+)
+def test_sound_runs_pass_every_check_that_applies(optbench, tmp_path, strategy, workloads):
+    runs = [{"workload": each} for each in workloads]
     base = {"optimizer": "adamw/foreach", "strategy": strategy, "world_size": 2, "steps": 10, "accumulation": 2}
     lines = ["[defaults]", *(f"{key} = {json.dumps(value)}" for key, value in base.items())]
     for run in runs:
