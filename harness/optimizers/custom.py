@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import InvalidInputError, OptbenchError, Problem
+from harness.errors import InvalidInputError, OptbenchError, Problem, UnsupportedError
 from harness.interfaces import OptimizerTraits
 from harness.optimizers.construct import construct, torch_groups
 from harness.registry import load, static_traits
@@ -106,9 +106,16 @@ class Custom:
 
         Raises:
             InvalidInputError: for what cannot be imported, or is no torch.optim.Optimizer.
+            UnsupportedError: where its step needs more than a closure.
             OptbenchError: where the constructor raises; names class and arguments.
         """
         cls = self._load()
+        unknown = [name for name in _required_by_step(cls) if "closure" not in name]
+        if unknown:
+            raise UnsupportedError(
+                f"{self.target}.step needs {', '.join(unknown)}, which no training loop knows; "
+                "give such arguments defaults, or set them in the constructor"
+            )
         arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.optimizer_options.items()}
         known, takes_any = _keywords(cls)
         if spec.lr is not None and ("lr" in known or takes_any):
@@ -131,6 +138,11 @@ class Custom:
         """Return None: it claims nothing."""
         del optimizer
         return None
+
+    def takes(self, option: str) -> bool:
+        """Say whether the constructor has such a keyword, or takes any."""
+        known, takes_any = _keywords(self._load())
+        return takes_any or option in known
 
     def _load(self) -> type[torch.optim.Optimizer]:
         import torch
@@ -177,11 +189,16 @@ def _keywords(cls: type) -> tuple[dict[str, Any], bool]:
 
 def _needs_closure(cls: type[torch.optim.Optimizer]) -> bool:
     """Say whether ``step`` has a required argument."""
+    return bool(_required_by_step(cls))
+
+
+def _required_by_step(cls: type[torch.optim.Optimizer]) -> list[str]:
+    """Return the names of ``step``'s arguments that have no default."""
     try:
         parameters = list(inspect.signature(cls.step).parameters.values())[1:]
     except (TypeError, ValueError):
-        return False
-    return any(p.default is p.empty and p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD} for p in parameters)
+        return []
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
 
 
 def _source_needs_closure(target: str) -> bool:

@@ -84,6 +84,11 @@ class _Trials:
             return self.checks, self.cause
         fixed = getattr(self.optimizer, "fixed", {})
         for scenario in others(self.optimizer.traits, self._options(self.spec, trace), fixed):
+            unknown = [name for name, _ in scenario.options if not self._takes(name)]
+            if unknown:
+                told = f"its constructor takes no {', '.join(unknown)}"
+                self.checks.append(Check(name=scenario.name, verdict="not applicable", detail=told))
+                continue
             self._try(scenario, held.lr)
         self.checks.append(nonfinite(self.optimizer, self.spec))
         return self.checks, self.cause
@@ -134,6 +139,11 @@ class _Trials:
             detail = "tensors whose gradients are missing at times share their count of steps with others"
             return plain.model_copy(update={"verdict": "recorded", "detail": detail})
         return None
+
+    def _takes(self, option: str) -> bool:
+        """Say whether a hyperparameter can be set; what the algorithm has, a class of the user's may lack."""
+        asked = getattr(self.optimizer, "takes", None)
+        return True if asked is None else bool(asked(option))
 
     def _options(self, spec: RunSpec, trace: Trace) -> dict[str, Any]:
         """Return the hyperparameters: what the registry says, or what a class of the user's declares."""

@@ -1,0 +1,173 @@
+"""What a comparison holds: arms, its plan made in advance, every launch's raw turns, and what came of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from harness.spec import RunSpec
+
+COMPARISON_VERSION = 1
+
+Verdict = Literal["faster", "slower", "equivalent", "inconclusive"]
+"""Of B against A. ``equivalent``: the whole interval lies within the margin on both sides."""
+
+STEP_TIME = "step_time_s"
+"""The metric that decides a comparison; the others are shown beside it."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, ser_json_inf_nan="strings")
+
+
+class Arm(_Frozen):
+    """One side of a comparison: a spec, and where and how its code runs."""
+
+    name: str
+    """Unique within the comparison; ``adamw/fused``, or what the TOML file says."""
+    spec: RunSpec
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables on top of the driver's."""
+    python: str | None = None
+    """Interpreter; None: the driver's own."""
+    path: str | None = None
+    """Checkout whose ``harness`` and ``workloads`` are imported; None: what the interpreter has installed."""
+
+
+class Design(_Frozen):
+    """What is fixed before the first launch, so that nothing is decided after a look at the data."""
+
+    looks: tuple[int, ...]
+    """Numbers of valid launches at which the data are looked at, rising."""
+    alpha: float = 0.01
+    """Two-sided error over all looks together."""
+    margin: float
+    """Relative difference that does not matter, 0.025 for 2.5 %."""
+    rounds: int
+    """Turns of each arm in one launch."""
+    turn_steps: int
+    """Timed steps in a turn."""
+    lead_steps: int = 1
+    """Steps at the start of a turn that are not timed: the caches held another arm's data."""
+    budget_s: float
+    seed: int
+    self_check: bool = False
+    """An A/A arm rides along: the first arm's code a second time, as the last of ``arms``."""
+
+
+class Turn(_Frozen):
+    """One arm's turn with the baton. Times are the maximum over the ranks of the arm's world, step by step."""
+
+    arm: int
+    round: int
+    position: int
+    """Within the round, from 0: the order is random."""
+    started_s: float
+    """On the driver's monotonic clock, from the comparison's start."""
+    step_time_s: tuple[float, ...]
+    """Of each timed step."""
+    phase_s: dict[str, float | None] = Field(default_factory=dict)
+    """``data``, ``forward``, ``backward``, ``optimizer``, …: mean a step of the timed steps; None: cannot be told."""
+    cpu_time_s: float | None = None
+    """A timed step, all ranks' user and system time together."""
+    steal_s: float | None = None
+    """Stolen by the hypervisor during the turn, all cores together."""
+    other_load: float | None = None
+    """Cores that processes outside the arm's world kept busy during the turn."""
+    involuntary_switches: int | None = None
+
+
+class WarmUp(_Frozen):
+    """How one arm came to its steady state in one launch."""
+
+    step_time_s: tuple[float, ...]
+    steady_from: int | None
+    """Step from which on the times no longer change, from 0; None: no steady state."""
+    build_s: float
+    """From the start of the rank to its first step: model, engine, optimizer."""
+    compile_s: float | None = None
+    """Of ``build_s`` and the warm-up, what went into compiling; None: nothing was compiled."""
+
+
+class Launch(_Frozen):
+    """One set of worlds, one for each arm, resident together; its turns can be compared with each other only."""
+
+    number: int
+    kind: Literal["forked", "fresh"]
+    resident: bool = True
+    """False: the arms did not fit together and took turns as short launches in ABBA order."""
+    warm_ups: tuple[WarmUp, ...]
+    """By arm."""
+    turns: tuple[Turn, ...]
+    peak_memory_bytes: tuple[int | None, ...]
+    """By arm: resident memory above the import baseline, or the allocator's peak on an accelerator; all ranks."""
+    losses: tuple[tuple[float, ...], ...] = ()
+    """By arm: of the first steps, mean over ranks."""
+    took_s: float
+    invalid: str | None = None
+    """Why its ratios are not used: decided by the guards, before a ratio was looked at."""
+    notes: tuple[str, ...] = ()
+    """What should be known of it: no steady state, stalls."""
+
+
+class Comparison(_Frozen):
+    """All that was measured; the analysis can be redone from it alone."""
+
+    kind: Literal["comparison"] = "comparison"
+    version: int = COMPARISON_VERSION
+    arms: tuple[Arm, ...]
+    design: Design
+    launches: tuple[Launch, ...] = ()
+    environment: dict[str, JsonValue] = Field(default_factory=dict)
+    facts: tuple[dict[str, JsonValue], ...] = ()
+    """By arm: versions, the real optimizer's class and flags, the checkout's commit."""
+    outcome: Literal["completed", "failed", "interrupted"] = "completed"
+    reason: str | None = None
+    started_unix_s: float
+    spent_s: float
+
+
+class Estimate(_Frozen):
+    """The ratio B/A of one metric."""
+
+    ratio: float | None
+    low: float | None
+    """Of the interval; None: too few launches."""
+    high: float | None
+    verdict: Verdict
+    smallest_effect: float | None
+    """Relative difference that this many launches with this spread would have told from 0; None: too few."""
+    launches: tuple[float, ...] = ()
+    """Ratio of each valid launch."""
+    stalls: tuple[int, int] | None = None
+    """Steps of A and of B that took over five times the median: counted, and part of the data."""
+    p99_s: tuple[float, float] | None = None
+
+
+class Pair(_Frozen):
+    """One arm against the first."""
+
+    arms: tuple[str, str]
+    verdict: Verdict
+    metrics: dict[str, Estimate]
+    launches: int
+    """Valid ones."""
+    invalid_launches: int = 0
+    decided_at: int | None = None
+    """The look, in launches, at which the verdict was reached; None: not decided."""
+    is_self_check: bool = False
+    amdahl: str | None = None
+    """One line: how the optimizer's ratio shows in the step's."""
+    payback_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps after which the slower start of the faster arm (compilation) has paid for itself."""
+
+
+class Analysis(_Frozen):
+    """What came of a comparison."""
+
+    comparison: str | None = None
+    """Id in the store."""
+    pairs: tuple[Pair, ...]
+    spent_s: float
+    notes: tuple[str, ...] = ()
