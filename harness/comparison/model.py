@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from harness.spec import RunSpec
+from harness.spec import RunSpec  # noqa: TC001  # pydantic evaluates it
 
 COMPARISON_VERSION = 1
 
@@ -68,7 +68,7 @@ class Turn(_Frozen):
     step_time_s: tuple[float, ...]
     """Of each timed step."""
     phase_s: dict[str, float | None] = Field(default_factory=dict)
-    """``data``, ``forward``, ``backward``, ``optimizer``, …: mean a step of the timed steps; None: cannot be told."""
+    """``data``, ``forward``, ``backward``, ``optimizer``, …: mean of the timed steps; None: unknown."""
     cpu_time_s: float | None = None
     """A timed step, all ranks' user and system time together."""
     steal_s: float | None = None
