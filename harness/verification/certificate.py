@@ -64,7 +64,7 @@ class Certificate(BaseModel):
 
     @property
     def worst(self) -> Check | None:
-        """The check whose error comes closest to its bound, or exceeds it most; what was only recorded is left out."""
+        """The judged check whose error comes closest to its bound, or exceeds it most."""
         judged = [check for check in self.checks if check.verdict in {"passed", "wrong"}]
         measured = [check for check in judged if check.error is not None and check.bound]
         return max(measured, key=lambda check: check.error / check.bound, default=None)  # type: ignore[operator]
