@@ -1,4 +1,4 @@
-"""What people see of a comparison, compared with stored text; `UPDATE_GOLDEN=1 pytest tests/golden` writes it anew."""
+"""What people see of a comparison against stored text; `UPDATE_GOLDEN=1 pytest tests/golden` writes it anew."""
 
 from __future__ import annotations
 
