@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 STYLES = {"passed": "green", "wrong": "bold red", "failed": "red", "unsupported": "dim"}
 
+LONGEST_NAME = 30
+"""Characters of an optimizer's name that a table of 80 columns has room for."""
+
 
 def check_like(like: str | None) -> None:
     """Refuse a word that names no algorithm.
@@ -162,7 +165,8 @@ def document(found: Sequence[tuple[str, Certificate]]) -> dict[str, JsonValue]:
 def table(found: Sequence[tuple[str, Certificate]]) -> RenderableType:
     """Return a row a certificate, and below the table what is wrong and why."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    shown.add_column("optimizer", overflow="fold", ratio=1)
+    longest = max((len(made.optimizer) for _, made in found), default=0)
+    shown.add_column("optimizer", overflow="fold", ratio=1, min_width=min(longest, LONGEST_NAME))
     shown.add_column("over", no_wrap=True)
     shown.add_column("verdict", no_wrap=True)
     for name in ("error", "bound", "step"):

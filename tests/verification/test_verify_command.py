@@ -111,3 +111,56 @@ def test_words_that_name_nothing_are_explained(user):
     ran = verify(user, "--optimizer", "mine:Mine", "--like", "adamv")
     assert ran.code == 2
     assert "did you mean adam" in ran.err
+
+
+HAND_WRITTEN = """
+import torch
+
+class Mine(torch.optim.Optimizer):
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            lr, (beta1, beta2) = group["lr"], group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state.update(n=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
+                state["n"] += 1
+                state["m"].lerp_(p.grad, 1 - beta1)
+                state["v"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+                p.mul_(1 - lr * group["weight_decay"])
+                root = (state["v"] / (1 - beta2 ** state["n"])).sqrt()
+                p.addcdiv_(state["m"] / (1 - beta1 ** state["n"]), root + group["eps"], value=-lr)
+"""
+
+
+def like_adamw(user, source):
+    write(user.results.parent, source)
+    found = verify(user, "--optimizer", "mine:Mine", "--like", "adamw", "--json")
+    (made,) = found.json["certificates"]
+    return found.code, made
+
+
+def test_a_class_of_ones_own_is_held_to_an_algorithm_over_what_its_constructor_takes(user):
+    code, made = like_adamw(user, HAND_WRITTEN)
+    assert (code, made["outcome"]) == (0, "passed"), made["reason"]
+    (maximise,) = [check for check in made["checks"] if check["name"] == "maximise"]
+    assert (maximise["verdict"], maximise["detail"]) == ("not applicable", "its constructor takes no maximize")
+
+
+def test_a_beta_that_is_off_in_a_class_of_ones_own_is_named(user):
+    code, made = like_adamw(user, HAND_WRITTEN.replace('group["betas"]\n', '(group["betas"][0], 0.998)\n'))
+    assert (code, made["outcome"], made["cause"]) == (4, "wrong", "beta2 is 0.998, not 0.999")
+
+
+def test_a_step_that_needs_what_no_loop_knows_is_refused_with_the_reason(user):
+    code, made = like_adamw(user, HAND_WRITTEN.replace("closure=None", "metrics"))
+    assert (code, made["outcome"]) == (1, "unsupported")
+    assert "mine:Mine.step needs metrics, which no training loop knows" in made["reason"]
+    ran = user("run", *small("--optimizer", "mine:Mine", "--no-verify", "--json"), "--results", str(user.results))
+    assert [row["outcome"] for row in ran.json["runs"]] == ["unsupported"]
