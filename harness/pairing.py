@@ -1,0 +1,145 @@
+"""Which stored runs are compared with which: runs named one by one, or two folders of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import CorruptFileError, InvalidInputError, Problem
+from harness.record import RunRecord
+from harness.run_ids import RUN_ID, SWEEP_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator, Sequence
+
+    from harness.store import Store
+
+Couple = tuple[RunRecord | None, RunRecord | None]
+"""A run and its partner; None: it has none."""
+
+SAME = ("workload", "size", "data", "workload_options", "strategy", "precision", "world_size")
+"""Fields that two runs of two folders must share to be a pair, beside the algorithm."""
+
+REMEDY = "name two runs or more, or two folders: optbench compare latest 20261123T0600, optbench compare old/ new/"
+
+
+def read(words: Sequence[str], store: Store) -> list[Couple]:
+    """Return the pairs that a user's words mean.
+
+    Runs named one by one are compared with the first, whatever they are. Of two folders or sweeps, runs are paired
+    that are the same in most of their fields; those without a partner come last, each with None. A run that cannot
+    be read comes as ``incomplete`` with the reason.
+
+    Args:
+        words: ids, beginnings of ids, ``latest``, sweeps, or folders.
+        store: where ids are looked up.
+
+    Raises:
+        InvalidInputError: a word means no run, there are fewer than two, or runs and folders are mixed.
+        CorruptFileError: a run named by itself cannot be read.
+    """
+    if len(words) < 2:
+        raise InvalidInputError([Problem(" ".join(words) or "compare", "is not two runs", REMEDY)])
+    found: list[RunRecord | list[RunRecord]] = []
+    problems: list[Problem] = []
+    for word in words:
+        try:
+            found.append(_meant(word, store))
+        except InvalidInputError as error:
+            problems += error.problems
+    if problems:
+        raise InvalidInputError(problems)
+    single = [each for each in found if isinstance(each, RunRecord)]
+    if len(single) == len(found):
+        return [(single[0], other) for other in single[1:]]
+    if len(found) > 2 or single:
+        what = "runs and folders are mixed" if single else "is more than two folders"
+        raise InvalidInputError([Problem(" ".join(words), what, REMEDY)])
+    left, right = (each for each in found if isinstance(each, list))
+    return match(left, right)
+
+
+def match(left: Sequence[RunRecord], right: Sequence[RunRecord]) -> list[Couple]:
+    """Pair the runs of two folders, most alike first; equally alike ones in their order.
+
+    Args:
+        left: runs of the first folder.
+        right: runs of the second.
+
+    Returns:
+        The pairs in the order of the first folder, then what has no partner.
+    """
+    partner = _equal(left, right)
+    by_kind: dict[Hashable, list[int]] = {}
+    for index in set(range(len(right))) - set(partner.values()):
+        by_kind.setdefault(_kind(right[index]), []).append(index)
+    for first in sorted(set(range(len(left))) - partner.keys()):
+        open_ones = by_kind.get(_kind(left[first]), [])
+        if open_ones and left[first].spec:
+            best = min(open_ones, key=lambda index: (_distance(left[first], right[index]), index))
+            partner[first] = best
+            open_ones.remove(best)
+    couples: list[Couple] = [(left[first], right[partner[first]]) for first in sorted(partner)]
+    couples += [(record, None) for index, record in enumerate(left) if index not in partner]
+    couples += [(None, record) for index, record in enumerate(right) if index not in partner.values()]
+    return couples
+
+
+def _equal(left: Sequence[RunRecord], right: Sequence[RunRecord]) -> dict[int, int]:
+    """Pair runs whose whole specs are equal, the first of one folder with the first of the other."""
+    waiting: dict[str, list[int]] = {}
+    for index, record in enumerate(right):
+        waiting.setdefault(_everything(record), []).append(index)
+    partner = {}
+    for index, record in enumerate(left):
+        equal = waiting.get(_everything(record))
+        if equal and record.spec:
+            partner[index] = equal.pop(0)
+    return partner
+
+
+def _everything(record: RunRecord) -> str:
+    return json.dumps(record.spec, sort_keys=True)
+
+
+def _kind(record: RunRecord) -> str:
+    algorithm = str(record.spec.get("optimizer")).partition("/")[0]
+    return json.dumps([algorithm, *(record.spec.get(field) for field in SAME)], sort_keys=True)
+
+
+def _distance(one: RunRecord, other: RunRecord) -> int:
+    return sum(one.spec.get(field) != other.spec.get(field) for field in one.spec.keys() | other.spec.keys())
+
+
+def _meant(word: str, store: Store) -> RunRecord | list[RunRecord]:
+    folder = Path(word)
+    if SWEEP_ID.fullmatch(word):
+        return list(_swept(word, store))
+    if RUN_ID.fullmatch(word) or not folder.is_dir():
+        return store.read(word)
+    beside = type(store)(folder.resolve().parent)
+    if RUN_ID.fullmatch(folder.resolve().name):
+        return beside.read(folder.resolve().name)
+    if SWEEP_ID.fullmatch(folder.resolve().name):
+        return list(_swept(folder.resolve().name, beside))
+    inside = type(store)(folder)
+    records = [_readable(run_id, inside) for run_id in inside.run_ids()]
+    if not records:
+        raise InvalidInputError(
+            [Problem(word, "this folder holds no run", "name a results folder, or a run's id")]
+        )
+    return records
+
+
+def _swept(sweep_id: str, store: Store) -> Iterator[RunRecord]:
+    for run_id in store.read_sweep(sweep_id).run_ids:
+        if run_id is not None and RUN_ID.fullmatch(run_id):
+            yield _readable(run_id, store)
+
+
+def _readable(run_id: str, store: Store) -> RunRecord:
+    try:
+        return store.read(run_id)
+    except (CorruptFileError, InvalidInputError, OSError) as error:
+        return RunRecord(run_id=run_id, spec={}, outcome="incomplete", reason=str(error))

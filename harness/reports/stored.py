@@ -1,0 +1,194 @@
+"""Stored runs side by side, for people and as JSON: differences, exact metrics, then times with their label."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from harness.compare import SITTINGS
+from harness.reports import quantities
+from harness.reports.model import label, times
+from harness.reports.printable import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import JsonValue
+
+    from harness.compare import Difference, Exact, Losses, Side, StoredComparison, StoredPair, Timed
+
+SHOWN = ("step_time_s", "data_time_s", "forward_time_s", "backward_time_s", "optimizer_time_s")
+"""Times of the table; ``--json`` has them all."""
+
+BESIDE = (
+    *("compile_time_s", "samples_per_s", "tokens_per_s", "energy_joules"),
+    *("rss_peak_bytes", "peak_allocated_bytes"),
+)
+
+LIVE = "For evidence run both in one sitting: optbench compare {words}"
+
+MOST_ROWS = 24
+"""Counts of a pair in the table; ``--json`` has them all."""
+
+LONGEST = 300
+
+
+def render(found: StoredComparison) -> RenderableType:
+    """Return every pair, then the runs without a partner."""
+    parts: list[RenderableType] = []
+    for pair in found.pairs:
+        parts += [*_pair(pair), Text("")]
+    for side in found.alone:
+        reason = f": {printable(side.reason, LONGEST)}" if side.reason and side.outcome != "completed" else ""
+        parts.append(Text(f"no partner: {_named(side)} {side.outcome.replace('_', ' ')}{reason}", style="yellow"))
+    return Group(*parts)
+
+
+def document(found: StoredComparison) -> dict[str, Any]:
+    """Return what ``--json`` prints; times are under a key that says what they are worth."""
+    return {
+        "kind": found.kind,
+        "pairs": [
+            {
+                "a": pair.a.model_dump(mode="json"),
+                "b": pair.b.model_dump(mode="json"),
+                "refused": pair.refused,
+                "unlike": [each.model_dump(mode="json") for each in pair.unlike],
+                "differences": [each.model_dump(mode="json") for each in pair.differences],
+                "exact": [each.model_dump(mode="json") for each in pair.exact],
+                "changed": [each.name for each in pair.changed],
+                "losses": pair.losses.model_dump(mode="json") if pair.losses else None,
+                "losses_not_compared": pair.losses_unlike,
+                "times": {
+                    "evidence": False,
+                    "label": SITTINGS,
+                    "metrics": {each.name: each.model_dump(mode="json", exclude={"name"}) for each in pair.timed},
+                },
+            }
+            for pair in found.pairs
+        ],
+        "alone": [side.model_dump(mode="json") for side in found.alone],
+    }
+
+
+def _pair(pair: StoredPair) -> list[RenderableType]:
+    parts: list[RenderableType] = [
+        Text(f"A  {_named(pair.a)}", style="bold"),
+        Text(f"B  {_named(pair.b)}", style="bold"),
+    ]
+    if pair.refused is not None:
+        parts.append(Text(f"not compared: {printable(pair.refused, LONGEST)}", style="red"))
+        for letter, side in (("A", pair.a), ("B", pair.b)):
+            if side.outcome != "completed" and side.reason:
+                parts.append(Text(f"  {letter}: {printable(side.reason, LONGEST)}"))
+    told = [each for each in pair.differences if each.kind != "condition"]
+    parts += _differences("They differ in", told, "")
+    parts += _differences("Unlike conditions", list(pair.unlike), "yellow")
+    if pair.refused is None:
+        parts += [*_exact(pair), *_losses(pair), *_times(pair)]
+    return parts
+
+
+def _named(side: Side) -> str:
+    return f"{printable(side.name, 60)}  {printable(side.where, 60)}  [{printable(side.run_id, 60)}]"
+
+
+def _differences(title: str, found: Sequence[Difference], style: str) -> list[RenderableType]:
+    if not found:
+        return []
+    table = _table(title, "A", "B")
+    for each in found:
+        table.add_row(Text(f"  {printable(each.what, 60)}", style=style), *(_value(v) for v in (each.a, each.b)))
+    return [table]
+
+
+def _exact(pair: StoredPair) -> list[RenderableType]:
+    known = [each for each in pair.exact if each.same is not None]
+    changed = list(pair.changed)
+    if not known:
+        return [Text("Exact: neither run has counts that the other has too", style="dim")]
+    if not changed:
+        return [Text(f"Exact: all {len(known)} counts and sizes are equal", style="green")]
+    table = _table(f"Exact: {len(changed)} of {len(known)} differ", "A", "B", "B-A")
+    for each in sorted(changed, key=_rank)[:MOST_ROWS]:
+        name = Text(f"  {printable(each.name, 60)}", style="red")
+        table.add_row(name, _counted(each.a), _counted(each.b), _moved(each))
+    more = len(changed) - MOST_ROWS
+    return [table, *([Text(f"  {more} more: --json lists all", style="dim")] if more > 0 else [])]
+
+
+def _rank(each: Exact) -> int:
+    """Order counts by how much they tell: totals, operators, collectives, then the ledger's many parts."""
+    parts = ("operator ", "communication_", "ledger_")
+    return next((place for place, start in enumerate(parts, 1) if each.name.startswith(start)), 0)
+
+
+def _losses(pair: StoredPair) -> list[RenderableType]:
+    if pair.losses is None:
+        return [Text(f"Losses: not compared: {printable(pair.losses_unlike or '', LONGEST)}", style="dim")]
+    text, style = _told(pair.losses)
+    return [Text(f"Losses: {text}", style=style)]
+
+
+def _told(losses: Losses) -> tuple[str, str]:
+    if losses.equal_steps == losses.steps:
+        return f"equal in all {losses.steps} steps", "green"
+    apart = "not finite on one side" if losses.largest is None else f"at most {losses.largest:.1e} relative"
+    differ = f"differ from step {losses.equal_steps + 1} of {losses.steps} on, {apart}"
+    if losses.parted_at is None:
+        return f"{differ}: rounding", ""
+    return f"{differ}; part in step {losses.parted_at}, which rounding does not explain", "red"
+
+
+def _times(pair: StoredPair) -> list[RenderableType]:
+    by_name = {each.name: each for each in pair.timed}
+    known = [by_name[name] for name in (*SHOWN, *BESIDE) if name in by_name and by_name[name].ratio is not None]
+    if not known:
+        return []
+    table = _table(f"Times: {SITTINGS}", "A", "B", "B/A")
+    for each in known:
+        cells = [_quantity(each, each.a), _quantity(each, each.b), times(each.ratio)]
+        table.add_row(*(Text(cell, style="dim") for cell in (f"  {_label(each.name)}", *cells)))
+    names = [printable(side.name, 60) for side in (pair.a, pair.b)]
+    words = f"--arm {names[0]} --arm {names[1]}" if names[0] != names[1] else "FILE.toml"
+    return [table, Text(LIVE.format(words=words), style="dim")]
+
+
+def _label(metric: str) -> str:
+    return metric.removesuffix("_per_s") + "/s" if metric.endswith("_per_s") else label(metric)
+
+
+def _quantity(of: Timed, value: float | None) -> str:
+    if of.name.endswith("_bytes"):
+        return quantities.size(value)
+    if of.name.endswith("_per_s"):
+        return f"{quantities.rate(value)}/s"
+    return quantities.number(value) if of.name.endswith("_joules") else quantities.seconds(value)
+
+
+def _counted(value: JsonValue) -> str:
+    whole = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f"{value:,.10g}" if whole else _value(value)
+
+
+def _moved(each: Exact) -> str:
+    if isinstance(each.a, (int, float)) and isinstance(each.b, (int, float)):
+        return f"{each.b - each.a:+,.10g}"
+    return ""
+
+
+def _value(value: JsonValue) -> str:
+    if value is None:
+        return "unknown"
+    return printable(value if isinstance(value, str) else str(value), LONGEST)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="bold")
+    table.add_column(title, overflow="fold", min_width=min(len(title), 34))
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold")
+    return table
