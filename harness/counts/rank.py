@@ -1,0 +1,153 @@
+"""One rank that counts: ``torchrun --nproc-per-node N -m harness.counts.rank JOBS OUT``.
+
+JOBS: a JSON list of `Job` for N ranks. OUT: a folder that gets ``rank-R.jsonl``, a `RankResult` a job, one
+a line; a job without a line when the world has ended is the one that ended it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from harness import contract, user_path
+from harness.counts.compiling import Compilations
+from harness.counts.model import Job, RankResult
+from harness.counts.profiling import profiled
+from harness.counts.sampling import long_run
+from harness.interfaces import DataShard, World
+from harness.registry import OPTIMIZERS, WORKLOADS, strategy
+from harness.schedule import factor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from harness.counts.model import RankCounts
+    from harness.interfaces import Engine, Workload
+    from harness.spec import RunSpec
+
+WARM_UP = 6
+"""Steps before those that are counted: state is made in the first, DDP forms its buckets after it, and a step that
+is compiled for changing numbers has seen some."""
+
+LAST_WORD_S = 3
+"""torchrun ends every rank as soon as one has failed: so long another may take to say why."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Count every job, together with the other ranks; end at one that fails."""
+    parser = argparse.ArgumentParser(prog="harness.counts.rank", description=__doc__.partition("\n")[0])
+    parser.add_argument("jobs", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args(arguments)
+    user_path.extend()
+    jobs = [Job.model_validate(each) for each in json.loads(options.jobs.read_text(encoding="utf-8"))]
+    for job in jobs:
+        try:
+            result = counted(job, joined(job.spec))
+        except Exception:  # noqa: BLE001  # whatever the code under test raises: the log tells
+            traceback.print_exc()
+            time.sleep(LAST_WORD_S)
+            return 1
+        path = options.out / f"rank-{os.environ.get('RANK', '0')}.jsonl"
+        with path.open("a", encoding="utf-8") as lines:
+            print(result.model_dump_json(), file=lines, flush=True)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return 0
+
+
+def joined(spec: RunSpec) -> World:
+    """Find this rank's device and join the others, unless the strategy is for one rank."""
+    rank, size, local = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    device = torch.device("cpu")
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if spec.device == "accelerator" and found is not None:
+        torch.accelerator.set_device_index(local)
+        device = torch.device(found.type, local)
+    if strategy(spec.strategy).one_rank:
+        return World(0, 1, local, device, None)
+    backend = dist.get_default_backend_for_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group(backend, device_id=device if device.type != "cpu" else None)
+    return World(rank, size, local, device, backend)
+
+
+def counted(job: Job, world: World) -> RankResult:
+    """Set up a job's engine, train some steps, count, and go on for as long as drift is to be seen.
+
+    Raises:
+        Exception: whatever workload, strategy or optimizer raises.
+    """
+    spec = job.spec
+    torch.set_num_threads(spec.threads or 1)
+    torch.manual_seed(spec.seed)
+    tf32 = spec.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # what an earlier job of this process compiled must not count
+    before, compilations = set(sys.modules), Compilations()
+    workload = contract.construct(WORKLOADS.get(spec.workload), spec)
+    engine = strategy(spec.strategy).start(workload, OPTIMIZERS.get(spec.optimizer), spec, world)
+    imports = Counter(name.partition(".")[0] for name in set(sys.modules) - before)
+    step = _stepper(engine, workload, spec, world, compilations)
+    for _ in range(WARM_UP):
+        step()
+    counts: RankCounts = {
+        **profiled(step, engine, world),
+        "graphs": dict(compilations.graphs()),
+        "graph_breaks": dict(compilations.breaks()),
+        "recompiles": dict(compilations.recompiles()),
+        "imports": dict(sorted(imports.items())),
+    }
+    drift = long_run(step, job.drift_steps, world.device) if job.drift_steps else None
+    engine.close()
+    gc.collect()
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
+    return RankResult(torch=torch.__version__, device=device, counts=counts, drift=drift)
+
+
+def _stepper(
+    engine: Engine, workload: Workload, spec: RunSpec, world: World, compilations: Compilations
+) -> Callable[[], None]:
+    """Return what trains one step, as the measured loop does."""
+    shard = DataShard(world.rank, world.size, spec.global_batch or 1, spec.accumulation, spec.seed)
+    batches = contract.checked(workload.batches(shard), shard)
+    done = [0]
+
+    def step() -> None:
+        engine.set_lr(factor(spec.schedule, min(done[0], spec.steps - 1), spec.steps))
+        micro_batches = [
+            {key: tensor.to(world.device, non_blocking=True) for key, tensor in next(batches).items()}
+            for _ in range(spec.accumulation)
+        ]
+        engine.train_step(micro_batches, _unmarked)
+        compilations.look()
+        done[0] += 1
+
+    return step
+
+
+def _unmarked(_phase: object) -> None:
+    """Mark no phase: only counts are of interest."""
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code or any(not each.daemon for each in threading.enumerate() if each is not threading.main_thread()):
+        os._exit(code)  # threads that the code under test left must not keep the rank from ending

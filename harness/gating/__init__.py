@@ -1,0 +1,1 @@
+"""The gate: one verdict over counts, drift, speed, memory, convergence and correctness."""

@@ -1,0 +1,1 @@
+"""A module that only one planted optimizer imports."""
