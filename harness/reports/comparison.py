@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.reports import forest
-from harness.reports.model import interval, interval_of, percent, report, times
+from harness.reports.model import report
 from harness.reports.printable import encodable
+from harness.reports.words import interval, interval_of, percent, times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

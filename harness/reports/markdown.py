@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from harness.reports.model import interval, percent, report, times
+from harness.reports.model import report
 from harness.reports.printable import printable
+from harness.reports.words import interval, percent, times
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +71,7 @@ def _section(section: Section, found: Report) -> str:
         words.append(_table(significant, found))
     if others:
         count = f"{len(others)} metric{'s' if len(others) > 1 else ''} without a significant difference"
-        words.append(_folded(count, _table(others, found)))
+        words.append(folded(count, _table(others, found)))
     if section.told:
         words.append("\n".join(f"- {escaped(each)}" for each in section.told))
     return "\n\n".join(words)
@@ -97,7 +98,8 @@ def _table(lines: Sequence[Line], found: Report) -> str:
     return COLUMNS.format(level=found.level) + "\n".join(rows)
 
 
-def _folded(summary: str, inside: str) -> str:
+def folded(summary: str, inside: str) -> str:
+    """Return Markdown behind a line to click on; the summary is trusted."""
     return f"<details><summary>{summary}</summary>\n\n{inside}\n\n</details>"
 
 
@@ -114,4 +116,4 @@ def _method(found: Report) -> str:
         "\n".join([*arms, *(f"- {escaped(each)}" for each in found.measured)]),
         f"{reading} launches.",
     ]
-    return _folded("How this was measured", "\n\n".join(words))
+    return folded("How this was measured", "\n\n".join(words))

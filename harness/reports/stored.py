@@ -10,8 +10,8 @@ from rich.text import Text
 
 from harness.compare import SITTINGS
 from harness.reports import quantities
-from harness.reports.model import label, times
 from harness.reports.printable import printable
+from harness.reports.words import label, times
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

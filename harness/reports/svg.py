@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 from rich.cells import cell_len, set_cell_size
 
 from harness.reports import forest as plots
-from harness.reports.model import interval_of, percent, times
+from harness.reports.words import interval_of, percent, times
 
 if TYPE_CHECKING:
     from harness.reports.forest import Axis, Forest, Row
@@ -106,14 +106,7 @@ def _row(root: ET.Element, scale: Axis, row: Row, y: float) -> None:
         for end in ends:
             _line(root, end, y - 4, end, y + 4, stroke, 2)
     if row.ratio is not None:
-        x = _x(scale, row.ratio)
-        # Filled square or open circle: the difference does not hang on colour.
-        if row.significant:
-            square = {"x": _n(x - 5), "y": _n(y - 5), "width": "10", "height": "10"}
-            ET.SubElement(root, "rect", {"class": kind, **square})
-        else:
-            circle = {"cx": _n(x), "cy": _n(y), "r": "5", "stroke-width": "2"}
-            ET.SubElement(root, "circle", {"class": kind, **circle})
+        _point(root, scale, row.ratio, y, kind)
     told = (times(row.ratio), interval_of(row.low, row.high), row.word)
     for at, words in zip(COLUMNS, told, strict=True):
         _text(root, at, y + 4, words)
@@ -121,6 +114,23 @@ def _row(root: ET.Element, scale: Axis, row: Row, y: float) -> None:
 
 def _cut(text: str, widest: int) -> str:
     return text if cell_len(text) <= widest else f"{set_cell_size(text, widest - 1).rstrip()}…"
+
+
+def _point(root: ET.Element, scale: Axis, ratio: float, y: float, kind: str) -> None:
+    """Draw a ratio; one beyond the axis as an arrow at its end."""
+    x = _x(scale, ratio)
+    if not scale.low <= ratio <= scale.high:
+        tip = 8 if ratio > scale.high else -8
+        arrow = f"{_n(x)},{_n(y - 6)} {_n(x + tip)},{_n(y)} {_n(x)},{_n(y + 6)}"
+        ET.SubElement(root, "polygon", {"class": kind, "points": arrow, "stroke-width": "2"})
+        return
+    # Filled square or open circle: the difference does not hang on colour.
+    if kind != "open":
+        square = {"x": _n(x - 5), "y": _n(y - 5), "width": "10", "height": "10"}
+        ET.SubElement(root, "rect", {"class": kind, **square})
+    else:
+        circle = {"cx": _n(x), "cy": _n(y), "r": "5", "stroke-width": "2"}
+        ET.SubElement(root, "circle", {"class": kind, **circle})
 
 
 def _x(scale: Axis, ratio: float) -> float:

@@ -83,7 +83,7 @@ def test_any_rows_can_be_drawn_in_any_width(found, margin, width):
 @given(st.lists(rows, max_size=3), st.text(), st.floats(0, 1))
 def test_an_svg_holds_any_name_as_text_and_nothing_else_of_it(found, title, margin):
     root = ET.fromstring(svg(Forest(printable(title), tuple(found), margin)))
-    known = {"svg", "title", "desc", "style", "rect", "line", "text", "circle"}
+    known = {"svg", "title", "desc", "style", "rect", "line", "text", "circle", "polygon"}
     assert {each.tag for each in root.iter()} <= {f"{{{NAMESPACE}}}{name}" for name in known}
     assert root.find(f"{{{NAMESPACE}}}title").text == (printable(title) or None)
 
