@@ -30,16 +30,21 @@ SHORT = {"validation_loss": "val loss", "validation_accuracy": "val acc", "valid
 
 def render(records: Sequence[RunRecord]) -> RenderableType:
     """Return one table a group (workload, size, strategy, ranks, precision, batch), in the order given."""
-    groups: dict[tuple[Any, ...], list[RunRecord]] = {}
-    for record in records:
-        groups.setdefault(_group(record), []).append(record)
     parts: list[RenderableType] = []
-    for members in groups.values():
+    for members in grouped(records):
         parts += [_heading(members[0]), _table(members), *_notes(members), Text("")]
     parts += [Text(f"  {note}", style="red") for note in parted(records)]
     if any(record.outcome == "completed" for record in records):
         parts.append(Text(CAUTION, style="dim"))
     return Group(*parts)
+
+
+def grouped(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
+    """Return the runs whose speeds can stand in one table, in the order given."""
+    groups: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(_group(record), []).append(record)
+    return list(groups.values())
 
 
 def _group(record: RunRecord) -> tuple[Any, ...]:
@@ -48,40 +53,43 @@ def _group(record: RunRecord) -> tuple[Any, ...]:
 
 
 def _heading(record: RunRecord) -> Text:
+    return Text("  |  ".join(heading(record)), style="bold")
+
+
+def heading(record: RunRecord) -> list[str]:
+    """Return what the runs of a group share."""
     spec = record.spec
     ranks = f"{spec.get('world_size')} rank{'s' if spec.get('world_size') != 1 else ''}"
     device = "cpu" if spec.get("device") == "cpu" else "gpu"
-    words = [
+    return [
         f"{spec.get('workload')} {spec.get('size') or ''}".strip(),
         f"{spec.get('strategy')}, {ranks}, {device}",
         str(spec.get("precision")),
         f"batch {spec.get('global_batch')}",
         f"{spec.get('steps')} steps",
     ]
-    return Text("  |  ".join(words), style="bold")
 
 
 def _table(members: Sequence[RunRecord]) -> Table:
-    evaluation = _evaluation(members)
+    evaluation = evaluation_of(members)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, expand=False)
     table.add_column("optimizer", overflow="fold", ratio=1)
     for name in ("step", "rel", "opt", "state", "peak", "loss"):
         table.add_column(name, justify="right", no_wrap=True)
     if evaluation is not None:
         table.add_column(SHORT.get(evaluation, evaluation[:8]), justify="right", no_wrap=True)
-    known = [_step(r) for r in members if r.outcome == "completed"]
-    best = min((step for step in known if step is not None), default=None)
+    best = best_step(members)
     for record in members:
         if record.outcome == "completed":
-            table.add_row(_label(record, members), *_row(record, best, evaluation))
+            table.add_row(label(record, members), *row(record, best, evaluation))
         else:
             table.add_row(
-                _label(record, members), Text(SHORT_OUTCOME.get(record.outcome, record.outcome), style="red")
+                label(record, members), Text(SHORT_OUTCOME.get(record.outcome, record.outcome), style="red")
             )
     return table
 
 
-def _label(record: RunRecord, members: Sequence[RunRecord]) -> str:
+def label(record: RunRecord, members: Sequence[RunRecord]) -> str:
     """Name the optimizer, and what else tells the members of the group apart."""
     name = str(record.spec.get("optimizer"))
     twins = [r for r in members if r.spec.get("optimizer") == name]
@@ -97,7 +105,14 @@ def _label(record: RunRecord, members: Sequence[RunRecord]) -> str:
     return " ".join([name, *differing])
 
 
-def _row(record: RunRecord, best: float | None, evaluation: str | None) -> list[str | Text]:
+def best_step(members: Sequence[RunRecord]) -> float | None:
+    """Return the shortest step time of a group, in seconds; None: no run has one."""
+    known = [_step(record) for record in members if record.outcome == "completed"]
+    return min((step for step in known if step is not None), default=None)
+
+
+def row(record: RunRecord, best: float | None, evaluation: str | None) -> list[str | Text]:
+    """Return a completed run's cells: step, rel, opt, state, peak, loss and, where there is one, evaluation."""
     step = _step(record)
     relative = "-" if step is None or best is None else f"{step / best:.2f}x"
     peak = _value(record, "peak_allocated_bytes")
@@ -114,7 +129,7 @@ def _row(record: RunRecord, best: float | None, evaluation: str | None) -> list[
     return cells
 
 
-def _evaluation(members: Sequence[RunRecord]) -> str | None:
+def evaluation_of(members: Sequence[RunRecord]) -> str | None:
     """Choose the one evaluation metric to show: accuracy where there is one."""
     names = [n for r in members for n, m in r.metrics.items() if m.series_steps is not None]
     ranked = sorted(dict.fromkeys(names), key=lambda n: ("accuracy" not in n, "auc" not in n, "loss" not in n))
@@ -126,7 +141,7 @@ def _notes(members: Sequence[RunRecord]) -> Sequence[RenderableType]:
     notes = []
     for record in members:
         if record.outcome != "completed":
-            name = _label(record, members)
+            name = label(record, members)
             told = f"{record.outcome.replace('_', ' ')}: {record.reason or 'no reason recorded'}"
             notes.append(Text(f"  {name} {told} [{record.run_id}]"))
         flagged = ledger.unattributed(record)
