@@ -2,4 +2,5 @@
 
 REGISTRY = {
     "table": "harness.reports.table:render",
+    "markdown": "harness.reports.markdown_runs:markdown",
 }

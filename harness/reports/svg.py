@@ -27,8 +27,8 @@ STYLE = """
 """
 
 ROW, TOP, BOTTOM, PAD = 26, 62, 46, 16
-LABEL, PLOT, NUMBERS = 220, 320, 290
-COLUMNS = (LABEL + PLOT + 2 * PAD, LABEL + PLOT + 2 * PAD + 64, LABEL + PLOT + 2 * PAD + 190)
+LABEL, PLOT, NUMBERS = 220, 320, 310
+COLUMNS = (LABEL + PLOT + 2 * PAD, LABEL + PLOT + 2 * PAD + 74, LABEL + PLOT + 2 * PAD + 214)
 """Where ratio, interval and verdict begin."""
 
 LONGEST_LABEL, LONGEST_TITLE = 28, 96

@@ -11,7 +11,7 @@ from harness.reports.printable import printable
 if TYPE_CHECKING:
     from harness.comparison.model import Estimate, Pair, Verdict
 
-PHASES = ("data", "forward", "backward", "communication", "clip", "optimizer", "zero_grad", "other")
+PHASES = ("data", "forward", "backward", "work", "optimizer", "other")
 """In the order of a step; others follow by name."""
 
 MEMORY_WORDS: dict[Verdict, str] = {"faster": "less", "slower": "more"}

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from harness.comparison.model import Arm
-from harness.reports.comparison import render
+from harness.reports.comparison import draw, render
 from harness.reports.document import document
 from harness.reports.markdown import code, escaped, markdown
 from harness.reports.model import report
@@ -119,6 +119,25 @@ def test_arms_that_differ_in_checkout_interpreter_or_environment_say_so():
     assert found.arms == (
         ("main", "threads=None, code /src/main"),
         ("mine", "threads=2, OMP_NUM_THREADS=2, python /opt/python"),
+    )
+
+
+def test_a_forest_plot_alone_has_its_title_and_a_row_for_each_ratio():
+    file = io.StringIO()
+    Console(width=80, file=file, color_system=None).print(draw(report(*TROUBLED).forest))
+    title, _, *rows, ticks = file.getvalue().splitlines()
+    assert title.strip() == "whole step against adamw/foreach"
+    assert [line.split()[0] for line in rows] == [*FOUR[1:3], "adamw/foreach", "(self-check)"]
+    assert "0.95" in ticks
+
+
+def test_the_marks_of_a_plot_are_where_its_axis_says():
+    lines = shown(PLAIN).splitlines()
+    at = next(line for line in lines if "optimizer" in line).index("●")
+    ticks = next(line for line in lines if line.split()[:1] == ["0.6"])
+    assert at < ticks.index("0.6")
+    assert next(line for line in lines if "forward" in line).index("○") == pytest.approx(
+        ticks.index("1", 50), abs=1
     )
 
 
