@@ -82,7 +82,8 @@ def match(left: Sequence[RunRecord], right: Sequence[RunRecord]) -> list[Couple]
             open_ones.remove(best)
     couples: list[Couple] = [(left[first], right[partner[first]]) for first in sorted(partner)]
     couples += [(record, None) for index, record in enumerate(left) if index not in partner]
-    couples += [(None, record) for index, record in enumerate(right) if index not in partner.values()]
+    taken = set(partner.values())
+    couples += [(None, record) for index, record in enumerate(right) if index not in taken]
     return couples
 
 

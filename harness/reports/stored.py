@@ -10,6 +10,7 @@ from rich.text import Text
 
 from harness.compare import SITTINGS
 from harness.reports import quantities
+from harness.reports.encoded import Encoded
 from harness.reports.printable import printable
 from harness.reports.words import label, times
 
@@ -44,7 +45,7 @@ def render(found: StoredComparison) -> RenderableType:
     for side in found.alone:
         reason = f": {printable(side.reason, LONGEST)}" if side.reason and side.outcome != "completed" else ""
         parts.append(Text(f"no partner: {_named(side)} {side.outcome.replace('_', ' ')}{reason}", style="yellow"))
-    return Group(*parts)
+    return Encoded(Group(*parts))
 
 
 def document(found: StoredComparison) -> dict[str, Any]:

@@ -67,9 +67,11 @@ def test_memory_is_less_or_more_rather_than_faster_or_slower():
     assert report(*PLAIN).sections[0].lines[-1].word == "less"
 
 
-def test_an_output_of_ascii_alone_is_drawn_in_ascii():
-    text = shown(PLAIN, encoding="ascii")
-    assert "0.913 ... 0.934" in text
+@pytest.mark.parametrize(("encoding", "interval"), [("ascii", "0.913 ... 0.934"), ("cp1252", "0.913 … 0.934")])
+def test_an_output_without_the_marks_of_a_plot_is_drawn_in_ascii(encoding, interval):
+    text = shown(PLAIN, encoding=encoding)
+    assert interval in text
+    assert "[#]" in text
     assert "?" not in text
 
 

@@ -255,6 +255,16 @@ def test_any_name_and_number_of_a_stranger_can_be_shown(name, value, number):
     json.dumps(document(compare_runs([(a, b)])), allow_nan=False)
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_an_output_that_lacks_a_names_characters_gets_question_marks(encoding):
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding)
+    couple = (record(1, spec={"optimizer": "größe/优化器"}), record(2))
+    Console(width=80, file=file, color_system=None).print(render(compare_runs([couple])))
+    file.flush()
+    assert "/???" in raw.getvalue().decode(encoding)
+
+
 def test_losses_that_are_nan_on_both_sides_are_equal():
     losses = (4.0, math.nan, 3.0, 2.0)
     assert pair(record(1, losses=losses), record(2, losses=losses)).losses.equal_steps == 4
