@@ -81,16 +81,19 @@ def _lines(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
         settings = local.environment(jobs[0].spec, marker, os.environ)
         process = processes.start(_words(jobs[0], asked, out, Path(folder)), settings, log)
         told = 0
+        told_why = False
         try:
             with processes.guarded(marker):
                 code: int | None = None
                 for line in _watched(process, out):
                     told += 1
+                    told_why = line["outcome"] == "failed"
                     yield line
                 code = process.poll()
         finally:
             processes.end(marker, process)
-        if told < len(jobs):
+        # A world ends after a proof that failed, of which it has told; the next job has no part in that.
+        if told < len(jobs) and not told_why:
             yield {"outcome": "failed", "reason": _ended(code, log)}
 
 

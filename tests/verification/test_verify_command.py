@@ -164,3 +164,15 @@ def test_a_step_that_needs_what_no_loop_knows_is_refused_with_the_reason(user):
     assert "mine:Mine.step needs metrics, which no training loop knows" in made["reason"]
     ran = user("run", *small("--optimizer", "mine:Mine", "--no-verify", "--json"), "--results", str(user.results))
     assert [row["outcome"] for row in ran.json["runs"]] == ["unsupported"]
+
+
+def test_a_proof_that_fails_in_a_world_costs_the_next_one_nothing(user):
+    write(
+        user.results.parent,
+        SOUND.replace("pass", "def step(self, closure=None):\n        raise RuntimeError('no')"),
+    )
+    asked = ("--optimizer", "mine:Mine", "--optimizer", "adamw/foreach", "--strategy", "ddp", "--nproc", "2")
+    found = verify(user, *asked, "--json")
+    broken, sound = found.json["certificates"]
+    assert (found.code, broken["outcome"], sound["outcome"]) == (1, "failed", "passed"), sound["reason"]
+    assert "no" in broken["reason"]
