@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from harness.comparison.model import Analysis, Comparison
     from harness.reports.model import Line, Report, Section
 
-MARKUP = re.compile(r"[^A-Za-z0-9 /,;%….:()\u0080-\U0010ffff]|\.(?!\d)|:(?! )|(?<=\d)\)|(?<=www)\.")
+_ANYWHERE = (
+    r"[^A-Za-z0-9 /,;%….:()_\-\u0080-\U0010ffff]|(?<![A-Za-z0-9])[_-]|[_-](?![A-Za-z0-9])|:(?! )|(?<=www)\."
+)
+IN_CODE = re.compile(_ANYWHERE)
+MARKUP = re.compile(_ANYWHERE + r"|\.(?!\d)|(?<=\d)\)")
 """What may be markup: punctuation, and full stops, colons and brackets where lists or addresses could be read."""
 
 MARKS = {"faster": "🟢", "slower": "🔴", "equivalent": "⚪", "inconclusive": "🟡"}
@@ -49,7 +53,7 @@ def escaped(text: str) -> str:
 def code(name: str) -> str:
     """Return a name in the font of code; empty names are shown as such."""
     line = " ".join(printable(name).split())
-    return f"<code>{MARKUP.sub(_reference, line)}</code>" if line else "<code>(no name)</code>"
+    return f"<code>{IN_CODE.sub(_reference, line)}</code>" if line else "<code>(no name)</code>"
 
 
 def _reference(match: re.Match[str]) -> str:
