@@ -406,6 +406,65 @@ def verify(  # noqa: PLR0913, PLR0917  # one parameter an option
 
 
 @app.command()
+def gate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML: cells, margins, baselines; see the README.")],
+    update_baseline: Annotated[  # noqa: FBT002  # a flag of the command line
+        bool,
+        typer.Option("--update-baseline", help="Count every cell and write the baseline of counts; gate nothing."),
+    ] = False,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="MD", help="Write the verdict for a pull request, too.")
+    ] = None,
+    verify: Annotated[  # noqa: FBT002  # a flag of the command line
+        bool,
+        typer.Option(
+            "--verify/--no-verify", envvar="OPTBENCH_VERIFY", help="Ask for a certificate of every optimizer."
+        ),
+    ] = True,
+    results: Results = Path("results"),
+    as_json: Json = False,  # noqa: FBT002  # a flag of the command line
+) -> None:
+    """Say whether anything got worse: counts, drift, speed, memory, convergence, correctness; one verdict."""
+    from harness.gating.file import load
+    from harness.gating.model import EXIT_CODES
+    from harness.plan import name_checks
+    from harness.reports import gate as report
+    from harness.store import Store
+    from harness.verbs import gating
+
+    asked, store = load(file, name_checks()), Store(results)
+    specs = [cell.spec for cell in asked.cells]
+    machine = _machine(None, specs)
+    verify = verify and asked.settings.verify
+    session = gating.Session(asked, _plan(specs, machine), machine, store, _tell, verify=verify)
+    try:
+        if update_baseline:
+            changes, notes = gating.update(session)
+            if as_json:
+                _print_json({"baseline": str(asked.baseline.counts), "changes": changes, "notes": notes})
+            else:
+                for line in [f"wrote {asked.baseline.counts}", *changes, *notes]:
+                    output.print(line, soft_wrap=True, markup=False)
+            return
+        store.check_writable()
+        found = gating.gate(session)
+        if markdown is not None:
+            markdown.write_text(report.markdown(found), encoding="utf-8")
+    except OSError as error:
+        errors.print(f"optbench: cannot write {error.filename}: {error}", markup=False, style="red")
+        raise typer.Exit(FAILED) from error
+    if as_json:
+        _print_json(report.document(found))
+    else:
+        output.print(report.render(found))
+    raise typer.Exit(EXIT_CODES[found.verdict])
+
+
+def _tell(text: str) -> None:
+    errors.print(text, markup=False)
+
+
+@app.command()
 def show(
     name: Annotated[
         str | None,

@@ -22,7 +22,7 @@ KIND = "optbench counts"
 BASELINE_VERSION = 1
 """2026-11: the first."""
 
-NOT_COUNTED = {"threads", "timeout_s", "collectors", "turn_steps", "warmup_steps", "evaluate_every", "data"}
+NOT_COUNTED = {"timeout_s", "collectors", "turn_steps", "warmup_steps", "evaluate_every", "data"}
 """Fields of a spec that no count depends on; a data file may lie elsewhere on each machine."""
 
 UPDATE = "optbench gate FILE --update-baseline writes it anew"

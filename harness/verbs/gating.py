@@ -1,0 +1,237 @@
+"""What ``optbench gate`` does: one look after the other at every cell, and one verdict over them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from harness.counts import baseline
+from harness.errors import CorruptFileError, OptbenchError
+from harness.gating import counted
+from harness.gating.model import Gate, Row
+from launch import counting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from harness.counts.baseline import Entry
+    from harness.counts.model import Counts, Measured
+    from harness.gating.file import GateFile
+    from harness.gating.model import Axis
+    from harness.machine import Machine
+    from harness.plan import Cell, Plan
+    from harness.store import Store
+
+NOT_VERIFIED = "correctness was not looked at (--no-verify)"
+NO_DRIFT = "drift was not looked at; [gate] drift_steps = 300 does"
+NO_COUNTS = 'noise-free counts were not looked at; [baseline] counts = "counts.json" does'
+
+
+@dataclass
+class Session:
+    """One gate on this machine.
+
+    Attributes:
+        file: what is asked.
+        plan: its cells, resolved for the machine, in the file's order.
+        machine: this one.
+        store: where certificates and runs lie.
+        told: hears what is being done.
+        verify: whether every optimizer needs a certificate.
+    """
+
+    file: GateFile
+    plan: Plan
+    machine: Machine
+    store: Store
+    told: Callable[[str], None]
+    verify: bool = True
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def cells(self) -> list[tuple[str, Cell]]:
+        """The cells that can run here, by name."""
+        named = zip(self.file.cells, self.plan.cells, strict=True)
+        return [(each.name, cell) for each, cell in named if cell.unsupported is None]
+
+    def counted(self) -> list[tuple[str, Cell]]:
+        """The cells that can run here, with one thread unless the file says how many.
+
+        Kernels that share their work out allocate for it, and machines differ in cores.
+        """
+        alone = {each.name for each in self.file.cells if each.spec.threads is None}
+        return [
+            (name, cell.model_copy(update={"spec": cell.spec.model_copy(update={"threads": 1})}))
+            if name in alone
+            else (name, cell)
+            for name, cell in self.cells
+        ]
+
+    def refuse_unsupported(self) -> None:
+        """Make a row of each cell that cannot run: what was not looked at did not pass."""
+        for each, cell in zip(self.file.cells, self.plan.cells, strict=True):
+            if cell.unsupported is not None:
+                self.rows.append(_invalid("correctness", each.name, "cannot run here", cell.unsupported))
+
+
+def gate(session: Session) -> Gate:
+    """Look at everything that the file asks for, and return the verdict.
+
+    Raises:
+        OSError: certificates cannot be written.
+        KeyboardInterrupt: passed on; nothing is left running.
+    """
+    began = time.monotonic()
+    session.refuse_unsupported()
+    if session.verify:
+        _correctness(session)
+    else:
+        session.notes.append(NOT_VERIFIED)
+    _counts_and_drift(session)
+    return Gate(
+        name=session.file.name,
+        rows=tuple(session.rows),
+        notes=tuple(session.notes),
+        spent_s=time.monotonic() - began,
+    )
+
+
+def _correctness(session: Session) -> None:
+    from harness.verbs import verifying
+
+    for name, cell in session.cells:
+        able, _ = verifying.jobs(session.plan.model_copy(update={"cells": (cell,)}), None)
+        for folder, made in verifying.certified(able, session.machine, session.store, session.told):
+            passed = made.outcome == "passed"
+            session.rows.append(
+                Row(
+                    axis="correctness",
+                    cell=name,
+                    what=f"certificate of {made.optimizer}: {made.outcome}",
+                    verdict="passed" if passed else "invalid",
+                    detail=": ".join(filter(None, [made.cause, made.reason])) or folder,
+                    remedy=None
+                    if passed
+                    else "optbench verify tells more; a speed counts only if the answer is right",
+                )
+            )
+
+
+def _counts_and_drift(session: Session) -> None:
+    settings, file = session.file.settings, session.file.baseline.counts
+    if not settings.drift_steps:
+        session.notes.append(NO_DRIFT)
+    if file is None:
+        session.notes.append(NO_COUNTS)
+    if file is None and not settings.drift_steps:
+        return
+    entries = _baseline(session, file)
+    for name, cell in session.counted():
+        try:
+            found = _measured(session, name, cell, settings.drift_steps)
+            if file is not None and entries is not None:
+                _judge(session, name, cell, found.counts, entries)
+        except OptbenchError as error:
+            session.rows.append(_invalid("counts", name, "could not be counted", str(error)))
+            continue
+        if settings.drift_steps:
+            session.rows += counted.drifted(name, found.drift)
+
+
+def _judge(session: Session, name: str, cell: Cell, now: Counts, entries: dict[str, Entry]) -> None:
+    """Hold counts against the baseline; what moved is counted again, so that chance is never a finding."""
+    file, ignore = session.file.baseline.counts, session.file.baseline.ignore
+    assert file is not None, "there is a baseline"
+    then, entry = entries.get(name), baseline.entry(cell.spec, now)
+    alike = then is not None and not baseline.unlike(file, name, then, entry)
+    again = None
+    if then is not None and alike and counted.moved(then.counts, now, ignore):
+        again = _measured(session, f"{name}, again", cell, 0).counts
+    rows, notes = counted.judged(file, name, then, entry, again, ignore)
+    session.rows += rows
+    session.notes += notes
+
+
+def _baseline(session: Session, file: Path | None) -> dict[str, Entry] | None:
+    if file is None:
+        return None
+    try:
+        entries = baseline.read(file)
+    except CorruptFileError as error:
+        session.rows.append(_invalid("counts", "every cell", "baseline", str(error)))
+        return None
+    session.rows += counted.absent(file, entries, {cell.name for cell in session.file.cells})
+    return entries
+
+
+def update(session: Session) -> tuple[list[str], list[str]]:
+    """Count every cell twice and write the baseline; return what moved since the old one, and notes.
+
+    Raises:
+        OptbenchError: a cell cannot run or be counted, or was not the same twice; the old file is left as it is.
+        OSError: it cannot be written.
+    """
+    file, ignore = session.file.baseline.counts, session.file.baseline.ignore
+    if file is None:
+        raise OptbenchError('there is no baseline to update; add [baseline] counts = "counts.json"')
+    for each, cell in zip(session.file.cells, session.plan.cells, strict=True):
+        if cell.unsupported is not None:
+            raise OptbenchError(f"{each.name}: cannot run here: {cell.unsupported}; nothing was written")
+    entries: dict[str, Entry] = {}
+    for name, cell in session.counted():
+        first, second = (_measured(session, f"{name}{which}", cell, 0).counts for which in ("", ", again"))
+        unsteady = counted.moved(first, second, ignore)
+        if unsteady:
+            raise OptbenchError(
+                f"{name}: counted twice, not the same: {unsteady[0]}; "
+                f'[baseline] ignore = ["{unsteady[0].kind} {unsteady[0].name}"] leaves it out; nothing was written'
+            )
+        entries[name] = baseline.entry(cell.spec, first)
+    try:
+        old = baseline.read(file)
+    except CorruptFileError:
+        old = {}
+    baseline.write(file, entries)
+    return _told(old, entries), [f"{name}: no longer in the gate" for name in old if name not in entries]
+
+
+def _told(old: dict[str, Entry], new: dict[str, Entry]) -> list[str]:
+    told = []
+    for name, entry in new.items():
+        if name not in old:
+            told.append(f"{name}: new")
+        elif old[name].counts.world_size == entry.counts.world_size:
+            told += [f"{name}: {each}" for each in counted.moved(old[name].counts, entry.counts, ())]
+        else:
+            told.append(f"{name}: {old[name].counts.world_size} -> {entry.counts.world_size} ranks")
+    return told
+
+
+def _measured(session: Session, name: str, cell: Cell, drift_steps: int) -> Measured:
+    session.told(f"counting {name}" + (f", {drift_steps} steps more for drift" if drift_steps else ""))
+    _kernels(session, [cell])
+    return counting.measure(cell.spec, drift_steps)
+
+
+def _kernels(session: Session, cells: Sequence[Cell]) -> None:
+    """Compile what the cells need before their ranks start.
+
+    Raises:
+        OptbenchError: a build failed.
+    """
+    names = list(dict.fromkeys(name for cell in cells for name in cell.kernels))
+    if not names:
+        return
+    from harness import kernels
+
+    device = "cpu" if cells[0].spec.device == "cpu" else None
+    failed = [text for text in kernels.ensure(names, session.told, device).values() if text is not None]
+    if failed:
+        raise OptbenchError("; ".join(failed))
+
+
+def _invalid(axis: Axis, cell: str, what: str, detail: str) -> Row:
+    return Row(axis=axis, cell=cell, what=what, verdict="invalid", detail=detail)
