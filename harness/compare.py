@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from harness.checks.curves import parting
+from harness.likeness import TASK, Difference, differences, table
 from harness.pairing import read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from harness.pairing import Couple
     from harness.record import Metric, RunRecord
@@ -26,31 +27,11 @@ __all__ = ["SITTINGS", "StoredComparison", "StoredPair", "compare_runs", "read"]
 SITTINGS = "different sittings, not evidence"
 """The label of every time of two stored runs."""
 
-TASK = ("workload", "size", "data", "workload_options")
-"""Where these differ, nothing of two runs means the same."""
-
-SUBJECT = ("optimizer", "optimizer_options", "strategy", "strategy_options", "precision")
-"""What runs are made to be compared in."""
-
-CONDITIONS = (
-    *("device", "world_size", "global_batch", "accumulation", "threads", "seed", "steps", "warmup_steps"),
-    *("lr", "schedule", "clip_norm"),
-)
 TRAINING = (
     *("seed", "global_batch", "accumulation", "lr", "schedule", "clip_norm", "precision", "optimizer_options"),
     *TASK,
 )
 """Fields that make two runs of one algorithm the same training: their losses are one curve."""
-
-HARDWARE = ("cpu", "architecture", "cores_usable", "cpus_logical", "memory_usable_bytes", "cores")
-SOFTWARE = (
-    *("torch", "torch_git", "python", "optbench", "kernel", "libc", "cpu_capability"),
-    *("cuda", "hip", "xpu", "cudnn", "nccl", "driver"),
-)
-SETTINGS = (
-    *("threads", "interop_threads", "cgroup_quota_cores", "governor", "turbo", "transparent_hugepages"),
-    *("float32_matmul_precision", "cudnn_benchmark", "deterministic_algorithms", "onednn"),
-)
 
 EXACT = {
     *("parameter_bytes", "gradient_bytes", "master_weight_bytes", "optimizer_state_bytes", "buffer_bytes"),
@@ -59,22 +40,9 @@ EXACT = {
 MEASURED = ("rss", "allocator_peak", "host_peak", "expected")
 """Words in the names of traced bytes that are measured or derived, not counted."""
 
-Kind = Literal["task", "subject", "condition"]
-
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, ser_json_inf_nan="null")
-
-
-class Difference(_Frozen):
-    """One thing in which two runs are unlike."""
-
-    what: str
-    """``machine: cpu``, ``version: torch``, ``spec: global_batch``, …"""
-    kind: Kind
-    """``task``: the pair is refused. ``subject``: what runs are compared in. ``condition``: unlike, marked."""
-    a: JsonValue
-    b: JsonValue
 
 
 class Exact(_Frozen):
@@ -176,16 +144,16 @@ def compare_runs(couples: Sequence[Couple]) -> StoredComparison:
 
 
 def _pair(a: RunRecord, b: RunRecord) -> StoredPair:
-    differences = tuple(_differences(a, b))
-    refused = _refusal(a, b, differences)
+    found = tuple(differences(a, b))
+    refused = _refusal(a, b, found)
     if refused is not None:
-        return StoredPair(a=_side(a), b=_side(b), refused=refused, differences=differences)
+        return StoredPair(a=_side(a), b=_side(b), refused=refused, differences=found)
     unlike = _other_training(a, b)
     return StoredPair(
         a=_side(a),
         b=_side(b),
         refused=None,
-        differences=differences,
+        differences=found,
         exact=tuple(_exact(a, b)),
         losses=_losses(a, b) if unlike is None else None,
         losses_unlike=unlike,
@@ -218,53 +186,6 @@ def _counts(record: RunRecord) -> bool:
     return record.outcome == "completed"
 
 
-def _differences(a: RunRecord, b: RunRecord) -> Iterator[Difference]:
-    for kind, fields in (("task", TASK), ("subject", SUBJECT), ("condition", CONDITIONS)):
-        yield from _unlike("spec", kind, a.spec, b.spec, fields)  # type: ignore[arg-type]  # one of three words
-    left, right = a.environment, b.environment
-    yield from _unlike("machine", "condition", left.hardware, right.hardware, HARDWARE)
-    yield from _unlike("machine", "condition", _gpus(a), _gpus(b), ("accelerators",))
-    yield from _unlike("version", "condition", left.software, right.software, SOFTWARE)
-    yield from _all_unlike("version", _table(left.software, "packages"), _table(right.software, "packages"))
-    yield from _unlike("setting", "condition", left.settings, right.settings, SETTINGS)
-    yield from _all_unlike("variable", _table(left.settings, "variables"), _table(right.settings, "variables"))
-    for name in ("optbench", "user"):
-        code = (_table(left.source, name), _table(right.source, name))
-        yield from _unlike(f"code of {name}", "condition", *code, ("commit", "dirty"))
-    left_ran, right_ran = _ran(a), _ran(b)
-    told = [name for name in left_ran if left_ran[name] is not None and right_ran[name] is not None]
-    yield from _unlike("ran", "subject", left_ran, right_ran, told)
-
-
-def _unlike(
-    where: str, kind: Kind, a: Mapping[str, JsonValue], b: Mapping[str, JsonValue], names: Sequence[str]
-) -> Iterator[Difference]:
-    for name in names:
-        left, right = a.get(name), b.get(name)
-        if left != right:
-            yield Difference(what=f"{where}: {name}", kind=kind, a=left, b=right)
-
-
-def _all_unlike(where: str, a: Mapping[str, JsonValue], b: Mapping[str, JsonValue]) -> Iterator[Difference]:
-    return _unlike(where, "condition", a, b, sorted((a.keys() | b.keys()) - {"torch"}))
-
-
-def _table(of: Mapping[str, JsonValue], name: str) -> Mapping[str, JsonValue]:
-    found = of.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def _gpus(record: RunRecord) -> dict[str, JsonValue]:
-    found = record.environment.hardware.get("accelerators")
-    listed = found if isinstance(found, list) else []
-    kept = ("name", "memory_bytes", "power_limit_watts", "max_sm_clock_hz")
-    return {"accelerators": [{key: each.get(key) for key in kept} for each in listed if isinstance(each, dict)]}
-
-
-def _ran(record: RunRecord) -> dict[str, JsonValue]:
-    return {"class": _table(record.facts, "optimizer").get("class"), "ran_as": record.facts.get("ran_as")}
-
-
 def _exact(a: RunRecord, b: RunRecord) -> Iterator[Exact]:
     names = [name for name in dict.fromkeys([*a.metrics, *b.metrics]) if _is_exact(name)]
     for name in names:
@@ -274,7 +195,7 @@ def _exact(a: RunRecord, b: RunRecord) -> Iterator[Exact]:
         ranks: list[list[JsonValue]] = [list(each.per_rank) if each else [] for each in (left, right)]
         if values[0] == values[1] and len(ranks[0]) == len(ranks[1]) and ranks[0] != ranks[1]:
             yield Exact(name=f"{name} by rank", a=ranks[0], b=ranks[1], same=False)
-    operators = _table(a.facts, "step_operators"), _table(b.facts, "step_operators")
+    operators = table(a.facts, "step_operators"), table(b.facts, "step_operators")
     if all(operators):
         for name in sorted(operators[0].keys() | operators[1].keys()):
             yield _counted(f"operator {name}", operators[0].get(name, 0), operators[1].get(name, 0))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from harness.compare import Difference, Exact, Losses, Side, StoredComparison, StoredPair, Timed
+    from harness.compare import Exact, Losses, Side, StoredComparison, StoredPair, Timed
+    from harness.likeness import Difference
 
 SHOWN = ("step_time_s", "data_time_s", "forward_time_s", "backward_time_s", "optimizer_time_s")
 """Times of the table; ``--json`` has them all."""
