@@ -7,7 +7,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
@@ -178,6 +178,7 @@ def test_the_document_has_an_entry_for_every_arm_against_the_first():
     assert [entry["self_check"] for entry in entries] == [False, False, True]
 
 
+@settings(deadline=None)
 @given(st.floats(), st.floats(), st.floats())
 def test_the_document_is_strict_json_whatever_the_numbers(ratio, low, high):
     found = pair(
@@ -187,6 +188,7 @@ def test_the_document_is_strict_json_whatever_the_numbers(ratio, low, high):
     assert json.loads(text)["comparisons"][0]["metrics"]["step_time_s"]["launches"][1] is None
 
 
+@settings(deadline=None)
 @given(st.floats(), st.floats(), st.floats())
 def test_any_numbers_of_a_stored_comparison_can_be_shown(ratio, low, high):
     found = pair(metrics={"step_time_s": estimate(ratio, low, high, "inconclusive", high, p99_s=(low, high))})
@@ -234,6 +236,7 @@ def test_significant_rows_stand_above_the_fold_and_the_others_below():
     assert text.startswith("### optbench: 🟢 faster\n")
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_a_name_renders_as_itself_and_is_never_markup(name):
     assert structure(f"- {escaped(name)}x") == structure("- plain")
@@ -244,6 +247,7 @@ def test_a_name_renders_as_itself_and_is_never_markup(name):
 TRICKY = st.text(st.sampled_from("|`<>&*_[]()!#@~\\\"'$:{}=+-1. \nwabc/é\u202e"), max_size=30)
 
 
+@settings(deadline=None)
 @given(TRICKY, TRICKY)
 def test_no_name_or_reason_breaks_the_markdown(name, reason):
     plain = pair(("harmless", "name"), amdahl="words")
@@ -258,6 +262,7 @@ def test_a_name_mentions_nobody():
     assert escaped("@octocat").startswith("&#64;<!-- -->")
 
 
+@settings(deadline=None)
 @given(TRICKY)
 def test_no_name_breaks_the_terminal(name):
     text = shown((analysis(pair((name, name + "b"))), comparison((name, name + "b"))), encoding="ascii")

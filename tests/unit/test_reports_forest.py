@@ -6,7 +6,7 @@ import math
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.reports.forest import ASCII, UNICODE, Axis, Forest, axis, labels, row, shaded, strip
@@ -71,6 +71,7 @@ def test_numbers_that_are_no_ratios_are_unknown():
     assert a_row(1.0, 2.0, 0.5).low is None
 
 
+@settings(deadline=None)
 @given(st.lists(rows, max_size=4), st.one_of(st.floats(0, 1), st.floats()), st.integers(1, 60))
 def test_any_rows_can_be_drawn_in_any_width(found, margin, width):
     scale = axis(found, margin)
@@ -80,6 +81,7 @@ def test_any_rows_can_be_drawn_in_any_width(found, margin, width):
     assert len(labels(scale, width)) == width
 
 
+@settings(deadline=None)
 @given(st.lists(rows, max_size=3), st.text(), st.floats(0, 1))
 def test_an_svg_holds_any_name_as_text_and_nothing_else_of_it(found, title, margin):
     root = ET.fromstring(svg(Forest(printable(title), tuple(found), margin)))
@@ -104,6 +106,7 @@ def test_two_plots_of_one_page_have_different_ids():
     assert one != other
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_a_printable_name_is_one_line_without_control_characters(name):
     assert printable(name).isprintable()
@@ -113,6 +116,7 @@ def test_an_escape_sequence_of_a_name_reaches_no_terminal():
     assert printable("a\x1b[31mb\u202ec") == "a\\u001b[31mb\\u202ec"
 
 
+@settings(deadline=None)
 @given(st.text(), st.sampled_from(["ascii", "latin-1", "cp1252", "utf-8"]))
 def test_what_is_encodable_can_be_written(text, encoding):
     encodable(printable(text), encoding).encode(encoding)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.reports.markdown_runs import markdown
@@ -33,6 +33,7 @@ def test_no_runs_are_said_to_be_none():
     assert markdown([]) == "No runs.\n"
 
 
+@settings(deadline=None)
 @given(TRICKY, TRICKY, st.sampled_from(["failed", "completed"]))
 def test_no_name_or_reason_breaks_the_table(name, reason, outcome):
     plain = record("harmless", 1, outcome, "words").model_copy(update={"notes": ("words",)})

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -225,6 +225,7 @@ def test_folders_never_pair_runs_of_another_workload_strategy_precision_or_world
     ]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 2))),
     st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 2))),
@@ -246,6 +247,7 @@ def test_runs_without_a_partner_are_listed():
     assert "rank-0.jsonl: torn" in text
 
 
+@settings(deadline=None)
 @given(st.text(), st.text(), st.floats())
 def test_any_name_and_number_of_a_stranger_can_be_shown(name, value, number):
     environment = machine(software={"packages": {name: value, "x\x1b[31m": "\x1b]0;"}})
