@@ -73,7 +73,7 @@ class Counts(_Frozen):
 
     def of_rank(self, rank: int) -> RankCounts:
         """Return what one rank counted."""
-        return self.ranks.get(str(rank)) or self.ranks[EVERY_RANK]
+        return self.ranks[EVERY_RANK if EVERY_RANK in self.ranks else str(rank)]
 
 
 class Job(_Frozen):

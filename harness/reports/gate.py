@@ -1,102 +1,146 @@
-"""A gate for people: the verdict first, what did not pass, and the rest in one line or folded away."""
+"""A gate's outcome for a terminal, for a pull request and as JSON: what did not pass first, the rest in a line."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from harness.gating.model import RANKING
-from harness.reports.markdown import code, escaped
+from harness.reports import quantities
+from harness.reports.comparison import draw
+from harness.reports.document import finite
+from harness.reports.encoded import Encoded
+from harness.reports.forest import Forest
+from harness.reports.forest import row as forest_row
+from harness.reports.markdown import code, escaped, folded
 from harness.reports.printable import printable
+from harness.reports.words import interval_of, percent, times
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.gating.model import Gate, Row
 
-STYLES = {"passed": "green", "regressed": "bold red", "inconclusive": "yellow", "invalid": "bold red"}
+STYLES = {"passed": "green", "regressed": "red", "inconclusive": "yellow", "invalid": "red"}
 MARKS = {"passed": "🟢", "regressed": "🔴", "inconclusive": "🟡", "invalid": "⛔"}
-
 MEANING = {
-    "passed": "nothing got worse beyond its margin.",
-    "regressed": "something got worse.",
-    "inconclusive": "too little evidence to pass; a larger budget or margin decides.",
-    "invalid": "there is no evidence to judge by.",
+    "passed": "nothing got worse beyond its margin",
+    "regressed": "something got worse",
+    "inconclusive": "too little evidence to pass or to fail",
+    "invalid": "there is no evidence to judge by",
 }
+NAME = 40
+"""Characters of a name beside a plot."""
 
 
 def render(gate: Gate) -> RenderableType:
-    """Return the gate for a terminal."""
-    title = Text.assemble((gate.verdict, STYLES[gate.verdict]), f": {gate.name}: {MEANING[gate.verdict]}")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for name in ("verdict", "of", "cell"):
-        table.add_column(name, no_wrap=name != "cell", overflow="fold")
-    table.add_column("what", overflow="fold", ratio=1)
-    for row in _sorted(gate.rows):
-        told = "; ".join(filter(None, [row.what, numbers(row), row.detail]))
-        table.add_row(
-            Text(row.verdict, style=STYLES[row.verdict]),
-            row.axis,
-            Text(printable(row.cell)),
-            Text(printable(told)),
-        )
-    remedies = dict.fromkeys(row.remedy for row in gate.rows if row.verdict != "passed" and row.remedy)
-    notes = [Text(f"  remedy: {printable(each)}") for each in remedies]
-    notes += [Text(f"  {printable(each)}", style="dim") for each in gate.notes]
-    return Group(title, table, *notes, Text(f"  {gate.spent_s:.0f} s", style="dim"))
+    """Return the gate for a terminal or a pipe."""
+    spent = quantities.duration(gate.spent_s)
+    title = f"gate {printable(gate.name)}: {gate.verdict}: {MEANING[gate.verdict]} ({spent} spent)"
+    parts: list[RenderableType] = [Text(title, style=f"bold {STYLES[gate.verdict]}")]
+    cell = None
+    for row in _worst_first(gate.rows):
+        if row.cell != cell:
+            parts.append(Text(f"  {printable(row.cell)}", style="bold"))
+            cell = row.cell
+        parts.append(Text(f"    {row.verdict}: {row.axis}: {_told(row)}", style=STYLES[row.verdict]))
+    parts += [Text(f"    {printable(each)}") for each in _remedies(gate)]
+    passed = Counter(row.axis for row in gate.rows if row.verdict == "passed")
+    if passed:
+        parts.append(Text("  passed: " + ", ".join(f"{axis} {count}" for axis, count in passed.items())))
+    plot = forest(gate)
+    parts += [Text(""), draw(plot)] if plot is not None else []
+    parts += [Text(f"  note: {printable(note)}", style="dim") for note in gate.notes]
+    return Encoded(Group(*parts))
 
 
 def markdown(gate: Gate) -> str:
     """Return the gate for a pull request's comment or a job's summary."""
-    parts = [f"### {MARKS[gate.verdict]} optbench gate {code(gate.name)}: {gate.verdict}", MEANING[gate.verdict]]
-    told = [row for row in _sorted(gate.rows) if row.verdict != "passed"]
-    passed = [row for row in gate.rows if row.verdict == "passed"]
-    if told:
-        parts.append(_table(told))
-    remedies = dict.fromkeys(row.remedy for row in told if row.remedy)
-    if remedies:
+    parts = [
+        f"### {MARKS[gate.verdict]} optbench gate {code(gate.name)}: {gate.verdict}",
+        f"{MEANING[gate.verdict]}; {quantities.duration(gate.spent_s)} spent".capitalize(),
+    ]
+    failing = _worst_first(gate.rows)
+    passing = [row for row in gate.rows if row.verdict == "passed"]
+    if failing:
+        parts.append(_table(failing))
+    if remedies := _remedies(gate):
         parts.append("\n".join(f"- {escaped(each)}" for each in remedies))
-    if passed:
-        parts.append(_folded(f"{len(passed)} passed", _table(passed)))
+    if passing:
+        parts.append(folded(f"{len(passing)} passed", _table(passing)))
     if gate.notes:
-        parts.append(_folded("Notes", "\n".join(f"- {escaped(each)}" for each in gate.notes)))
+        parts.append(folded("Notes", "\n".join(f"- {escaped(each)}" for each in gate.notes)))
     return "\n\n".join(parts) + "\n"
 
 
 def document(gate: Gate) -> dict[str, Any]:
-    """Return what ``--json`` prints."""
-    return {**gate.model_dump(mode="json"), "verdict": gate.verdict}
+    """Return what ``--json`` prints: every number finite or null."""
+    numbers = ("ratio", "low", "high", "margin", "smallest_effect")
+    return {
+        "kind": gate.kind,
+        "version": gate.version,
+        "name": gate.name,
+        "verdict": gate.verdict,
+        "rows": [row.model_dump() | {each: finite(getattr(row, each)) for each in numbers} for row in gate.rows],
+        "notes": list(gate.notes),
+        "spent_s": finite(gate.spent_s),
+    }
 
 
-def numbers(row: Row) -> str:
-    """Write ratio, bounds and margin of a row; empty: it has none."""
+def forest(gate: Gate) -> Forest | None:
+    """Return the gate's ratios as a plot, its widest margin shaded; None: it has none."""
+    known = [row for row in gate.rows if row.ratio is not None]
+    rows = tuple(
+        forest_row(
+            f"{printable(row.cell)} {row.what}"[:NAME],
+            row.ratio,
+            row.low,
+            row.high,
+            row.verdict,
+            significant=row.verdict == "regressed",
+        )
+        for row in known
+    )
+    margin = max((row.margin for row in known if row.margin is not None), default=0.0)
+    return Forest("now against the baseline", rows, margin, left="better", right="worse") if rows else None
+
+
+def _worst_first(rows: Sequence[Row]) -> list[Row]:
+    cells = list(dict.fromkeys(row.cell for row in rows))
+    failing = [row for row in rows if row.verdict != "passed"]
+    return sorted(failing, key=lambda row: (cells.index(row.cell), RANKING.index(row.verdict)))
+
+
+def _remedies(gate: Gate) -> list[str]:
+    return list(dict.fromkeys(row.remedy for row in gate.rows if row.verdict != "passed" and row.remedy))
+
+
+def _told(row: Row) -> str:
+    return "; ".join(printable(each) for each in (row.what, _numbers(row), row.detail) if each)
+
+
+def _numbers(row: Row) -> str:
+    """Write ratio, interval and margin; empty: there are none."""
     if row.ratio is None:
         return ""
-    words = [f"x{row.ratio:.4g}"]
-    if row.low is not None and row.high is not None:
-        words.append(f"(99 %: {row.low:.4g} to {row.high:.4g})")
+    words = [times(row.ratio)]
+    if row.low is not None or row.high is not None:
+        words.append(f"({interval_of(row.low, row.high)})")
     if row.margin is not None:
-        words.append(f"margin {row.margin:.2%}")
-    if row.smallest_effect is not None:
-        words.append(f"could have seen {row.smallest_effect:.2%}")
+        words.append(f"margin {percent(row.margin)}")
+    if row.smallest_effect is not None and row.verdict == "inconclusive":
+        words.append(f"could have seen {percent(row.smallest_effect)}")
     return " ".join(words)
 
 
-def _sorted(rows: Sequence[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: RANKING.index(row.verdict))
-
-
 def _table(rows: Sequence[Row]) -> str:
-    lines = ["| verdict | of | cell | what |", "| :-- | :-- | :-- | :-- |"]
-    for row in rows:
-        told = "; ".join(escaped(each) for each in (row.what, numbers(row), row.detail) if each)
-        lines.append(f"| {MARKS[row.verdict]} {row.verdict} | {row.axis} | {code(row.cell)} | {told} |")
+    lines = ["| verdict | of | cell | what | ratio | found |", "| :-- | :-- | :-- | :-- | :-- | :-- |"]
+    lines += [
+        f"| {MARKS[row.verdict]} {row.verdict} | {row.axis} | {code(row.cell)} | {escaped(row.what)} "
+        f"| {escaped(_numbers(row))} | {escaped(row.detail)} |"
+        for row in rows
+    ]
     return "\n".join(lines)
-
-
-def _folded(summary: str, inside: str) -> str:
-    return f"<details><summary>{summary}</summary>\n\n{inside}\n\n</details>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections import deque
 
 import torch
@@ -10,6 +11,9 @@ import torch.distributed as dist
 
 from harness.strategies.torch import DDP
 from workloads.linear_regression import LinearRegression
+
+PLANTED = "PLANTED_OPERATOR" in os.environ
+"""The code has changed since its baseline was written."""
 
 
 class Plain(torch.optim.Optimizer):
@@ -36,6 +40,8 @@ class Plain(torch.optim.Optimizer):
         state["momentum"].mul_(0.9).add_(p.grad)
         self.before(p)
         p.add_(state["momentum"], alpha=-lr)
+        if PLANTED:
+            p.neg()
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -1,0 +1,60 @@
+"""``optbench gate`` as a user would run it: a baseline is written, holds, and names the change that it sees."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+GATE = """
+name = "line"
+[baseline]
+counts = "counts.json"
+[[cell]]
+name = "line"
+workload = "linear_regression"
+optimizer = "{optimizer}"
+strategy = "single"
+device = "cpu"
+lr = 0.01
+"""
+
+
+@pytest.fixture
+def gate(optbench, tmp_path):
+    path = tmp_path / "gate.toml"
+
+    def run(*words, optimizer="planted:Plain", text=GATE):
+        path.write_text(text.format(optimizer=optimizer))
+        return optbench("gate", str(path), "--results", str(optbench.results), *words)
+
+    return run
+
+
+def test_a_baseline_is_written_then_holds_and_then_names_what_moved(gate, tmp_path, monkeypatch):
+    counts, told = tmp_path / "counts.json", tmp_path / "verdict.md"
+    without = gate("--json")
+    assert (without.code, without.json["verdict"]) == (4, "invalid")
+    assert "no such baseline" in without.out
+    written = gate("--update-baseline")
+    assert written.code == 0, written.err
+    before = counts.read_bytes()
+    same = gate("--json", "--markdown", str(told))
+    assert (same.code, same.json["verdict"]) == (0, "passed"), same.out
+    assert "passed" in told.read_text(encoding="utf-8").splitlines()[0]
+    other = gate("--json", optimizer="planted:OneMoreOperator")
+    assert (other.code, other.json["verdict"]) == (4, "invalid")  # another optimizer is not the same cell, changed
+    monkeypatch.setenv("PLANTED_OPERATOR", "1")
+    moved = gate("--json")
+    assert (moved.code, moved.json["verdict"]) == (1, "regressed"), moved.out
+    assert "aten::neg 0 -> 2 a step" in [row["what"] for row in moved.json["rows"]]
+    assert counts.read_bytes() == before
+
+
+def test_words_that_are_wrong_are_all_told_with_exit_code_2(gate, optbench, tmp_path):
+    ran = gate(text='[gate]\nmargin = "x"\n[[cell]]\nworkload = "gpd"\noptimizer = "{optimizer}"\n')
+    assert ran.code == 2
+    assert "gate.margin" in ran.err
+    assert "cell[0].workload: unknown name 'gpd'" in ran.err
+    assert optbench("gate", str(tmp_path / "none.toml")).code == 2
+    assert json.loads(gate("--json", optimizer="planted:Nowhere").out)["verdict"] == "invalid"
