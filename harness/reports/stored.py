@@ -103,7 +103,9 @@ def _differences(title: str, found: Sequence[Difference], style: str) -> list[Re
         return []
     table = _table(title, "A", "B")
     for each in found:
-        table.add_row(Text(f"  {printable(each.what, 60)}", style=style), *(_value(v) for v in (each.a, each.b)))
+        table.add_row(
+            Text(f"  {printable(each.what, 60)}", style=style), *(shown_value(v) for v in (each.a, each.b))
+        )
     return [table]
 
 
@@ -115,14 +117,14 @@ def _exact(pair: StoredPair) -> list[RenderableType]:
     if not changed:
         return [Text(f"Exact: all {len(known)} counts and sizes are equal", style="green")]
     table = _table(f"Exact: {len(changed)} of {len(known)} differ", "A", "B", "B-A")
-    for each in sorted(changed, key=_rank)[:MOST_ROWS]:
+    for each in sorted(changed, key=rank)[:MOST_ROWS]:
         name = Text(f"  {printable(each.name, 60)}", style="red")
-        table.add_row(name, _counted(each.a), _counted(each.b), _moved(each))
+        table.add_row(name, Text(counted(each.a)), Text(counted(each.b)), moved(each))
     more = len(changed) - MOST_ROWS
     return [table, *([Text(f"  {more} more: --json lists all", style="dim")] if more > 0 else [])]
 
 
-def _rank(each: Exact) -> int:
+def rank(each: Exact) -> int:
     """Order counts by how much they tell: totals, operators, collectives, then the ledger's many parts."""
     parts = ("operator ", "communication_", "ledger_")
     return next((place for place, start in enumerate(parts, 1) if each.name.startswith(start)), 0)
@@ -131,11 +133,12 @@ def _rank(each: Exact) -> int:
 def _losses(pair: StoredPair) -> list[RenderableType]:
     if pair.losses is None:
         return [Text(f"Losses: not compared: {printable(pair.losses_unlike or '', LONGEST)}", style="dim")]
-    text, style = _told(pair.losses)
+    text, style = told(pair.losses)
     return [Text(f"Losses: {text}", style=style)]
 
 
-def _told(losses: Losses) -> tuple[str, str]:
+def told(losses: Losses) -> tuple[str, str]:
+    """Say how two loss curves compare, and in which style."""
     if losses.equal_steps == losses.steps:
         return f"equal in all {losses.steps} steps", "green"
     apart = "not finite on one side" if losses.largest is None else f"at most {losses.largest:.1e} relative"
@@ -146,24 +149,31 @@ def _told(losses: Losses) -> tuple[str, str]:
 
 
 def _times(pair: StoredPair) -> list[RenderableType]:
-    by_name = {each.name: each for each in pair.timed}
-    known = [by_name[name] for name in (*SHOWN, *BESIDE) if name in by_name and by_name[name].ratio is not None]
+    known = shown_times(pair)
     if not known:
         return []
     table = _table(f"Times: {SITTINGS}", "A", "B", "B/A")
     for each in known:
-        cells = [_quantity(each, each.a), _quantity(each, each.b), times(each.ratio)]
-        table.add_row(*(Text(cell, style="dim") for cell in (f"  {_label(each.name)}", *cells)))
+        cells = [quantity(each, each.a), quantity(each, each.b), times(each.ratio)]
+        table.add_row(*(Text(cell, style="dim") for cell in (f"  {metric_label(each.name)}", *cells)))
     names = [printable(side.name, 60) for side in (pair.a, pair.b)]
     words = f"--arm {names[0]} --arm {names[1]}" if names[0] != names[1] else "FILE.toml"
     return [table, Text(LIVE.format(words=words), style="dim")]
 
 
-def _label(metric: str) -> str:
+def shown_times(pair: StoredPair) -> list[Timed]:
+    """Return the times that a report shows, in the order of a step."""
+    by_name = {each.name: each for each in pair.timed}
+    return [by_name[name] for name in (*SHOWN, *BESIDE) if name in by_name and by_name[name].ratio is not None]
+
+
+def metric_label(metric: str) -> str:
+    """Name a metric for people; a rate keeps its unit."""
     return metric.removesuffix("_per_s") + "/s" if metric.endswith("_per_s") else label(metric)
 
 
-def _quantity(of: Timed, value: float | None) -> str:
+def quantity(of: Timed, value: float | None) -> str:
+    """Return a value in its unit."""
     if of.name.endswith("_bytes"):
         return quantities.size(value)
     if of.name.endswith("_per_s"):
@@ -171,18 +181,21 @@ def _quantity(of: Timed, value: float | None) -> str:
     return quantities.number(value) if of.name.endswith("_joules") else quantities.seconds(value)
 
 
-def _counted(value: JsonValue) -> str:
+def counted(value: JsonValue) -> str:
+    """Return a count with its thousands apart."""
     whole = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return f"{value:,.10g}" if whole else _value(value)
+    return f"{value:,.10g}" if whole else shown_value(value)
 
 
-def _moved(each: Exact) -> str:
+def moved(each: Exact) -> str:
+    """Return by how much a count moved; empty: it is no number."""
     if isinstance(each.a, (int, float)) and isinstance(each.b, (int, float)):
         return f"{each.b - each.a:+,.10g}"
     return ""
 
 
-def _value(value: JsonValue) -> str:
+def shown_value(value: JsonValue) -> str:
+    """Return any stored value as one line."""
     if value is None:
         return "unknown"
     return printable(value if isinstance(value, str) else str(value), LONGEST)

@@ -16,9 +16,11 @@ from harness.compare import SITTINGS, compare_runs, read
 from harness.errors import CorruptFileError, InvalidInputError
 from harness.pairing import match
 from harness.record import Environment, Metric, RunRecord
+from harness.reports.markdown_stored import markdown
 from harness.reports.stored import document, render
 from harness.spec import RunSpec
 from harness.store import Store
+from tests.unit.test_reports_comparison import TRICKY, structure
 
 SPEC = {
     "workload": "gpt", "size": "nano", "optimizer": "adamw/foreach", "strategy": "ddp", "world_size": 2,
@@ -265,6 +267,26 @@ def test_an_output_that_lacks_a_names_characters_gets_question_marks(encoding):
     Console(width=80, file=file, color_system=None).print(render(compare_runs([couple])))
     file.flush()
     assert "/???" in raw.getvalue().decode(encoding)
+
+
+def test_in_markdown_what_moved_comes_before_the_fold_and_times_within_it():
+    moved = record(2, step=0.14, facts={"step_operators": {"aten.add_.Tensor": 4}}, spec={"seed": 0, "threads": 2})
+    text = markdown(compare_runs([(record(1), moved), (record(3), None)]))
+    assert text.startswith("### 🔴 1 of 2 exact counts differ")
+    assert "| 3 | 4 | +1 |" in text.partition("<details>")[0]
+    assert "2.000x" in text.partition(SITTINGS)[2]
+    assert "Without a partner" in text
+
+
+@settings(deadline=None)
+@given(TRICKY, TRICKY)
+def test_no_name_breaks_the_markdown(name, value):
+    def one(name, value):
+        environment = machine(software={**MACHINE.software, "torch": f"{value}x"})
+        first = record(1, spec={"optimizer": f"{name}x", "strategy": f"{value}x"})
+        return markdown(compare_runs([(first, record(2, spec={"optimizer": "b"}, environment=environment))]))
+
+    assert structure(one(name, value)) == structure(one("a", "b"))
 
 
 def test_losses_that_are_nan_on_both_sides_are_equal():
