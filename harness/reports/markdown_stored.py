@@ -40,18 +40,18 @@ def _pair(pair: StoredPair) -> list[str]:
         parts.append(f"**Not compared**: {escaped(pair.refused)}")
     changed = sorted(pair.changed, key=rank)
     if changed:
-        shown = changed[:MOST_ROWS]
-        rows = (
-            (code(each.name), escaped(counted(each.a)), escaped(counted(each.b)), moved(each)) for each in shown
-        )
-        parts.append(_table(("count", "A", "B", "B − A"), rows))  # noqa: RUF001  # a minus sign
+        counts = [
+            (code(each.name), escaped(counted(each.a)), escaped(counted(each.b)), moved(each))
+            for each in changed[:MOST_ROWS]
+        ]
+        parts.append(_table(("count", "A", "B", "change"), counts))
     if pair.losses is not None:
         parts.append(f"Losses: {escaped(told(pair.losses)[0])}")
     if pair.differences:
-        rows = (
+        unlike = [
             (code(each.what), code(shown_value(each.a)), code(shown_value(each.b))) for each in pair.differences
-        )
-        parts.append(folded(f"{len(pair.unlike)} unlike conditions", _table(("difference", "A", "B"), rows)))
+        ]
+        parts.append(folded(f"{len(pair.unlike)} unlike conditions", _table(("difference", "A", "B"), unlike)))
     timed = shown_times(pair)
     if timed:
         cells = (

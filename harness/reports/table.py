@@ -11,6 +11,7 @@ from rich.text import Text
 
 from harness.checks.curves import parted
 from harness.reports import ledger, quantities
+from harness.reports.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,15 +78,14 @@ def _table(members: Sequence[RunRecord]) -> Table:
     for name in ("step", "rel", "opt", "state", "peak", "loss"):
         table.add_column(name, justify="right", no_wrap=True)
     if evaluation is not None:
-        table.add_column(SHORT.get(evaluation, evaluation[:8]), justify="right", no_wrap=True)
+        table.add_column(Text(SHORT.get(evaluation, evaluation[:8])), justify="right", no_wrap=True)
     best = best_step(members)
     for record in members:
+        name = printable(label(record, members))  # a stranger's: as Text it is no markup of rich's
         if record.outcome == "completed":
-            table.add_row(label(record, members), *row(record, best, evaluation))
+            table.add_row(Text(name), *row(record, best, evaluation))
         else:
-            table.add_row(
-                label(record, members), Text(SHORT_OUTCOME.get(record.outcome, record.outcome), style="red")
-            )
+            table.add_row(Text(name), Text(SHORT_OUTCOME.get(record.outcome, record.outcome), style="red"))
     return table
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from harness.reports.markdown_runs import markdown
+from harness.reports.table import render
 from tests.golden.test_reports import RECORDS, record
 from tests.unit.test_reports_comparison import TRICKY, structure
 
@@ -41,3 +45,14 @@ def test_no_name_or_reason_breaks_the_table(name, reason, outcome):
     tricky = tricky.model_copy(update={"notes": (f"{reason}x",)})
     if reason.strip():
         assert structure(markdown([tricky])) == structure(markdown([plain]))
+
+
+@settings(deadline=None)
+@given(TRICKY)
+def test_no_name_is_markup_of_the_terminals_table(name):
+    file = io.StringIO()
+    found = [record(f"[/b]{name}", 1), record(f"[red]{name}", 2, "failed", "words")]
+    Console(width=80, file=file, color_system=None).print(render(found))
+    assert "[/b]" in file.getvalue()
+    assert "[red]" in file.getvalue()
+    assert "\x1b" not in file.getvalue()
