@@ -60,6 +60,11 @@ def test_noise_is_none(seed):
     assert kinds(noisy) == []
 
 
+def test_a_number_kept_each_step_is_found_and_what_fades_is_not():
+    assert kinds(drift(blocks=lambda step: 1000 + step)) == ["blocks"]
+    assert kinds(drift(blocks=lambda step: 1000 + round(40 * step**0.5))) == []
+
+
 def test_memory_that_only_the_system_sees_is_found():
     assert kinds(drift(rss=lambda step: 10**8 + 20_000 * step)) == ["resident memory"]
 
