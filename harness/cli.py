@@ -406,6 +406,36 @@ def verify(  # noqa: PLR0913, PLR0917  # one parameter an option
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN RUN…", help="Ids, their beginnings, latest, run folders, or two result folders."
+        ),
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="MD", help="Write the comparison for a pull request, too.")
+    ] = None,
+    results: Results = Path("results"),
+    as_json: Json = False,  # noqa: FBT002  # a flag of the command line
+) -> None:
+    """Compare stored runs: differences listed, counts exactly, times of other sittings shown and never judged."""
+    from harness import compare as stored
+    from harness.reports import markdown_stored
+    from harness.reports import stored as report
+    from harness.store import Store
+
+    found = stored.compare_runs(stored.read(runs or [], Store(results)))
+    if markdown is not None:
+        markdown.write_text(markdown_stored.markdown(found), encoding="utf-8")
+    if as_json:
+        _print_json(report.document(found))
+    else:
+        output.print(report.render(found))
+    raise typer.Exit(WRONG if found.refused else DONE)
+
+
+@app.command()
 def gate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML: cells, margins, baselines; see the README.")],
     update_baseline: Annotated[  # noqa: FBT002  # a flag of the command line
