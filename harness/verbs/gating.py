@@ -91,6 +91,7 @@ def gate(session: Session) -> Gate:
     else:
         session.notes.append(NOT_VERIFIED)
     _counts_and_drift(session)
+    _convergence(session)
     return Gate(
         name=session.file.name,
         rows=tuple(session.rows),
@@ -165,6 +166,37 @@ def _baseline(session: Session, file: Path | None) -> dict[str, Entry] | None:
         return None
     session.rows += counted.absent(file, entries, {cell.name for cell in session.file.cells})
     return entries
+
+
+def _convergence(session: Session) -> None:
+    """Train every cell over the seeds with both codes; what is compared is steps, which no neighbour changes."""
+    asked, base = session.file.convergence, session.file.baseline
+    if asked is None:
+        return
+    from harness.gating import converged
+    from launch import elsewhere
+
+    for name, cell in session.cells:
+        specs = [cell.spec.model_copy(update={"seed": seed}) for seed in dict.fromkeys(asked.seeds)]
+        try:
+            met = []
+            for python, path, whose in (
+                (base.python, base.path, "the baseline's code"),
+                (None, None, "this code"),
+            ):
+                session.told(f"training {name} over {len(specs)} seeds with {whose}")
+                records = elsewhere.train(specs, python, path)
+                failed = next((each for each in records if each.outcome not in converged.ENDED), None)
+                if failed is not None:
+                    raise OptbenchError(f"with {whose}: {failed.outcome}: {failed.reason}")  # noqa: TRY301  # a row
+                met.append([converged.steps_to_target(each, asked) for each in records])
+        except OptbenchError as error:
+            session.rows.append(_invalid("convergence", name, converged.WHAT, str(error)))
+            continue
+        before, after = (dict(zip((each.seed for each in specs), steps, strict=True)) for steps in met)
+        row, note = converged.judged(name, before, after, asked.margin)
+        session.rows.append(row)
+        session.notes += [note] if note else []
 
 
 def update(session: Session) -> tuple[list[str], list[str]]:

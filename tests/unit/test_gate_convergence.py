@@ -1,0 +1,95 @@
+"""Convergence over paired seeds: equivalence, and runs that miss their target."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.gating.converged import bounds, judged, steps_to_target
+from harness.gating.file import Convergence
+from harness.record import Metric, RunRecord
+from harness.spec import RunSpec
+from launch.elsewhere import written
+
+SEEDS = range(9)
+STEPS = st.integers(1, 10_000).map(float)
+MISSED = math.inf
+
+
+def verdict(before, after, margin=0.05):
+    row, note = judged("a", dict(enumerate(before)), dict(enumerate(after)), margin)
+    return row.verdict, row, note
+
+
+@given(st.lists(STEPS, min_size=7, max_size=12))
+def test_the_same_steps_pass(steps):
+    found, row, note = verdict(steps, steps)
+    assert (found, row.ratio, note) == ("passed", 1.0, None)
+
+
+@given(st.lists(STEPS, min_size=7, max_size=12), st.floats(1.2, 5))
+def test_slower_to_the_target_never_passes_and_faster_is_told(steps, factor):
+    slower = [each * factor for each in steps]
+    assert verdict(steps, slower)[0] == "regressed"
+    found, _, note = verdict(slower, steps)
+    assert found == "passed"
+    assert "does not train the same" in note
+
+
+@given(st.lists(STEPS, min_size=7, max_size=7), st.integers(0, 6))
+def test_one_miss_among_the_fewest_seeds_never_passes(steps, missing):
+    after = [MISSED if seed == missing else each for seed, each in enumerate(steps)]
+    assert verdict(steps, after)[0] == "inconclusive"
+
+
+def test_misses_on_every_seed_are_a_regression_and_on_both_sides_no_evidence():
+    met = [100.0] * 8
+    found, row, _ = verdict(met, [MISSED] * 8)
+    assert (found, row.ratio) == ("regressed", math.inf)
+    assert "missed on 8" in row.detail
+    found, row, _ = verdict([MISSED] * 8, [MISSED] * 8)
+    assert found == "inconclusive"
+    assert row.remedy
+
+
+def test_few_seeds_have_no_bound():
+    assert bounds([0.0] * 6) is None
+    assert bounds([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]) == (1.0, 4.0, 7.0)
+    assert bounds([float(each) for each in range(1, 12)]) == (2.0, 6.0, 10.0)  # (1 + 11) / 2 ** 11 < 0.01
+
+
+def record(**metrics):
+    return RunRecord(run_id="r", spec={}, outcome="completed", metrics=metrics)
+
+
+def metric(**fields):
+    return Metric(name="m", unit="1", better="lower", **fields)
+
+
+def test_the_workloads_own_target_or_the_gates_is_read_off_a_run():
+    own, named = Convergence(), Convergence(metric="loss", target=0.5)
+    series = metric(value=0.4, series=(0.9, None, 0.5, 0.4), series_steps=(10, 20, 30, 40))
+    found = record(steps_to_target=metric(value=25), loss=series)
+    assert steps_to_target(found, own) == 25
+    assert steps_to_target(found, named) == 30
+    assert steps_to_target(found, named.model_copy(update={"better": "higher"})) == 10
+    assert steps_to_target(record(), own) == MISSED
+    assert steps_to_target(record(), named) == MISSED
+    assert steps_to_target(record(steps_to_target=metric(value=None)), own) == MISSED
+
+
+JSON = st.recursive(
+    st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.text(min_size=1), JSON, max_size=3), st.integers(0, 2**63 - 1))
+def test_any_spec_is_written_so_that_a_sweep_reads_it(options, seed):
+    spec = RunSpec(workload="gpt", optimizer="a.b:C", optimizer_options=options, seed=seed, lr=0.1)
+    (run,) = tomllib.loads(written([spec]))["runs"]
+    assert RunSpec.model_validate(run) == spec
