@@ -1,0 +1,98 @@
+"""What is fixed before the first launch: how many there may be, when one looks at the data, how long a turn is."""
+
+from __future__ import annotations
+
+import math
+
+from harness.comparison.model import Design
+from harness.errors import InvalidInputError, Problem
+
+LOOKS: tuple[tuple[int, ...], ...] = ((4, 6, 8, 12), (4, 6, 8), (4, 6), (4,))
+"""Launches at which is looked, the more the better; the budget chooses."""
+
+TURN_S = 0.04
+"""A turn is so long: long beside the wake-up of a waiting world, short beside the machine's drift."""
+
+LEAST_ROUNDS, MOST_ROUNDS = 20, 150
+LEAST_LEAD_STEPS = 1
+ALPHA = 0.01
+
+
+def design(
+    *,
+    budget_s: float,
+    margin: float,
+    arms: int,
+    start_s: float,
+    launch_start_s: float,
+    step_time_s: float,
+    seed: int,
+    self_check: bool = False,
+) -> Design:
+    """Return the plan of a comparison.
+
+    Args:
+        budget_s: wall-clock time of all of it.
+        margin: relative difference that does not matter.
+        arms: how many, an A/A arm included.
+        start_s: until the worlds can launch, already spent or expected.
+        launch_start_s: of one launch until its first turn: models built, warmed up.
+        step_time_s: of a step of the slowest arm.
+        seed: of the random order.
+        self_check: the last arm is the first one's code again.
+
+    Raises:
+        InvalidInputError: the budget does not reach the first look; names the one that would.
+    """
+    turn_steps = max(1, min(100, round(TURN_S / step_time_s)))
+    round_s = arms * (turn_steps + LEAST_LEAD_STEPS) * step_time_s
+    for looks in LOOKS:
+        each_s = (budget_s - start_s) / looks[-1] - launch_start_s
+        rounds = int(each_s / round_s)
+        if rounds >= LEAST_ROUNDS:
+            return Design(
+                looks=looks,
+                alpha=ALPHA,
+                margin=margin,
+                rounds=min(rounds, MOST_ROUNDS),
+                turn_steps=turn_steps,
+                lead_steps=LEAST_LEAD_STEPS,
+                budget_s=budget_s,
+                seed=seed,
+                self_check=self_check,
+            )
+    needed = start_s + LOOKS[-1][0] * (launch_start_s + LEAST_ROUNDS * round_s)
+    raise InvalidInputError(
+        [
+            Problem(
+                "--budget",
+                f"{budget_s:g} s end before the first look at the data",
+                f"{LOOKS[-1][0]} launches of {LEAST_ROUNDS} rounds need --budget {math.ceil(needed * 1.1)}s here",
+            )
+        ]
+    )
+
+
+SPREAD = 0.005
+"""Between launches of the same code, of the log ratio, where none has been measured yet."""
+
+
+def out_of_reach(plan: Design, spread: float = SPREAD) -> str | None:
+    """Return what a comparison is unlikely to decide, said before it starts; None: nothing.
+
+    Args:
+        plan: of the comparison.
+        spread: standard deviation of launches' log ratios.
+    """
+    from scipy import stats
+
+    launches = plan.looks[-1]
+    quantile = float(stats.t.ppf(1 - plan.alpha / len(plan.looks) / 2, launches - 1))
+    # The interval must lie inside the margin with its centre anywhere near 1: one further standard error.
+    reach = (quantile + 1) * spread / math.sqrt(launches)
+    if not plan.margin or reach <= plan.margin:
+        return None
+    return (
+        f"{launches} launches tell {100 * reach:.1f} % from nothing at a usual spread of {100 * spread:.1f} %: "
+        f"within a margin of {100 * plan.margin:g} % this may end inconclusive; a larger --budget helps"
+    )

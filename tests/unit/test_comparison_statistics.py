@@ -1,0 +1,197 @@
+"""Estimates, looks, verdicts and warm-ups on made-up launches whose truth is known."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.comparison.analysis import analyse, gate_verdict, next_step
+from harness.comparison.designing import design, out_of_reach
+from harness.comparison.estimate import hodges_lehmann, holm, interval, p_above, p_below
+from harness.comparison.guards import invalid
+from harness.comparison.model import STEP_TIME, Arm, Comparison, Design, Launch, Turn, WarmUp
+from harness.comparison.steady import steady
+from harness.errors import InvalidInputError
+from harness.spec import RunSpec
+
+LOOKS = (4, 6, 8, 12)
+
+
+def plan(margin=0.025, *, self_check=False):
+    return Design(looks=LOOKS, margin=margin, rounds=20, turn_steps=2, budget_s=60, seed=0, self_check=self_check)
+
+
+def made(
+    ratio, *, launches=12, margin=0.025, spread=0.003, seed=0, scale=0.01, steal=(0.0, 0.0), self_check=False
+):
+    """Return a comparison of two arms: heavy-tailed turns, drift, launches that differ by ``spread``."""
+    random = np.random.default_rng(seed)
+    spec = RunSpec(workload="gpt", optimizer="adamw/foreach")
+    found = []
+    for number in range(launches):
+        own = math.exp(random.normal(0, spread))
+        turns = []
+        for each in range(20):
+            drift = 1 + 0.3 * math.sin(each / 5)
+            for position, arm in enumerate(random.permutation(2)):
+                step = scale * drift * (ratio * own if arm else 1) * (1 + 0.02 * random.standard_t(3))
+                turns.append(
+                    Turn(
+                        arm=int(arm),
+                        round=each,
+                        position=position,
+                        started_s=0,
+                        step_time_s=(abs(step), abs(step)),
+                        phase_s={"optimizer": abs(step) / 4},
+                        steal_s=steal[arm] * 2 * abs(step),
+                    )
+                )
+        warm = WarmUp(step_time_s=(scale,) * 10, steady_from=0, build_s=1)
+        found.append(
+            Launch(
+                number=number,
+                kind="forked",
+                warm_ups=(warm, warm),
+                turns=tuple(turns),
+                peak_memory_bytes=(100, 110),
+                took_s=1,
+            )
+        )
+    return Comparison(
+        arms=(Arm(name="a", spec=spec), Arm(name="b", spec=spec)),
+        design=plan(margin, self_check=self_check),
+        launches=tuple(found),
+        started_unix_s=0,
+        spent_s=1,
+    )
+
+
+def swapped(comparison):
+    launches = [
+        each.model_copy(update={"turns": tuple(t.model_copy(update={"arm": 1 - t.arm}) for t in each.turns)})
+        for each in comparison.launches
+    ]
+    return comparison.model_copy(update={"launches": tuple(launches)})
+
+
+def test_the_hodges_lehmann_estimate_is_the_median_of_pairwise_means():
+    assert hodges_lehmann([1, 2, 9]) == 3.5
+    with pytest.raises(ValueError, match="no values"):
+        hodges_lehmann([])
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.floats(-5, 5))
+def test_the_estimate_moves_with_its_values(values, shift):
+    moved = hodges_lehmann([each + shift for each in values])
+    assert moved == pytest.approx(hodges_lehmann(values) + shift, abs=1e-9)
+
+
+def test_a_slowdown_a_speed_up_and_no_difference_get_their_verdicts():
+    for ratio, expected in ((1.1, "slower"), (0.9, "faster"), (1.0, "equivalent")):
+        (pair,) = analyse(made(ratio)).pairs
+        assert pair.verdict == expected, ratio
+        step = pair.metrics[STEP_TIME]
+        assert step.low < ratio < step.high
+        assert pair.decided_at in LOOKS
+
+
+def test_the_order_of_the_arms_does_not_matter():
+    comparison = made(1.05, seed=3)
+    (pair,), (turned,) = analyse(comparison).pairs, analyse(swapped(comparison)).pairs
+    there, back = pair.metrics[STEP_TIME], turned.metrics[STEP_TIME]
+    assert (pair.verdict, turned.verdict) == ("slower", "faster")
+    assert (1 / back.ratio, 1 / back.high, 1 / back.low) == pytest.approx((there.ratio, there.low, there.high))
+
+
+def test_the_unit_of_time_does_not_matter():
+    assert analyse(made(1.05, scale=10)).pairs[0].metrics[STEP_TIME].ratio == pytest.approx(
+        analyse(made(1.05)).pairs[0].metrics[STEP_TIME].ratio
+    )
+
+
+def test_too_few_launches_are_inconclusive_and_have_no_interval():
+    (pair,) = analyse(made(2.0, launches=3)).pairs
+    step = pair.metrics[STEP_TIME]
+    assert (pair.verdict, step.low, step.high, step.smallest_effect) == ("inconclusive", None, None, None)
+    assert next_step(made(2.0, launches=3)) == "go on"
+    assert next_step(made(2.0, launches=4)) == "decided"
+    assert next_step(made(1.025, launches=12, spread=0.06)) == "spent"
+
+
+def test_launches_after_the_decisive_look_change_nothing():
+    few, many = analyse(made(1.2, launches=4)), analyse(made(1.2, launches=12))
+    assert few.pairs == many.pairs
+
+
+def test_intervals_cover_and_false_alarms_are_rare_over_all_looks_together():
+    """At 99 % over four looks; ratios of launches drawn directly, as the estimate within each would give them."""
+    random = np.random.default_rng(1)
+    missed = 0
+    for _ in range(4000):
+        ratios = random.normal(0, 0.005, 12)
+        missed += any(
+            abs(interval(ratios[:k], 0.01 / 4).centre) > interval(ratios[:k], 0.01 / 4).half for k in LOOKS
+        )
+    assert missed / 4000 < 0.012
+
+
+def test_a_gate_tells_a_regression_beyond_the_margin_from_one_within():
+    assert gate_verdict(made(1.1), 0.025) == "regressed"
+    assert gate_verdict(made(1.0), 0.025) == "passed"
+    assert gate_verdict(made(0.9), 0.025) == "passed"
+    assert gate_verdict(made(1.025, spread=0.01), 0.025) == "inconclusive"
+
+
+def test_an_alarm_of_the_same_code_twice_spoils_the_evidence():
+    comparison = made(1.2, self_check=True)
+    found = analyse(comparison)
+    assert found.pairs[0].is_self_check
+    assert "not fit for comparisons" in found.notes[0]
+    assert gate_verdict(comparison, 0.025) == "invalid"
+
+
+def test_holm_adjusts_the_smallest_by_all_and_keeps_their_order():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(-0.1, 0.1), min_size=3, max_size=12), st.floats(-0.1, 0.1))
+def test_the_two_one_sided_p_values_add_up_to_one(values, bound):
+    if np.std(values) > 1e-6:
+        assert p_above(values, bound) + p_below(values, bound) == pytest.approx(1)
+
+
+def test_a_guard_asks_the_hypervisor_and_not_the_times():
+    robbed = made(1.0, launches=1, steal=(0.4, 0.4)).launches[0]
+    unlike = made(1.0, launches=1, steal=(0.0, 0.15)).launches[0]
+    shared = made(1.5, launches=1, steal=(0.1, 0.1)).launches[0]
+    assert "40 %" in invalid(robbed)
+    assert "15 % of one arm" in invalid(unlike)
+    assert invalid(shared) is None
+
+
+def test_a_warm_up_ends_where_the_level_stops_changing():
+    random = np.random.default_rng(0)
+    times = [*(0.05 + 0.01 * random.random(6)), *(0.01 + 0.0005 * random.random(30))]
+    assert 5 <= steady(times) <= 12
+    assert steady([0.01 + 0.0005 * each for each in random.random(30)]) == 0
+    stalled = [0.01 + 0.0005 * each for each in random.random(30)]
+    stalled[17] = 1.0
+    assert steady(stalled) == 0
+    assert steady([0.01 * 1.2**step for step in range(20)]) is None
+    assert steady([0.01] * 5) is None
+
+
+def test_a_budget_is_spread_over_launches_or_refused_with_the_one_that_would_do():
+    words = {"margin": 0.025, "arms": 2, "start_s": 12, "launch_start_s": 3, "seed": 0}
+    long = design(budget_s=240, step_time_s=0.01, **words)
+    assert (long.looks, long.turn_steps) == (LOOKS, 4)
+    assert long.rounds >= 20
+    short = design(budget_s=45, step_time_s=0.01, **words)
+    assert short.looks[-1] < 12
+    with pytest.raises(InvalidInputError, match=r"--budget 3\ds"):
+        design(budget_s=20, step_time_s=0.01, **words)
+    assert out_of_reach(long, 0.005) is None
+    assert "inconclusive" in out_of_reach(long, 0.03)
