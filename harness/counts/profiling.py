@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gc
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -148,21 +149,76 @@ def _allocations(events: Iterable[Any], device: str) -> RankCounts:
     ]
     number: Counter[str] = Counter()
     size: Counter[str] = Counter()
-    live: dict[int, int] = {}  # not what was there before: of its release the profiler tells now and then only
-    peak = 0
-    for each in sorted(found, key=lambda event: event.start_time_ns):
-        address, change = each.extra_fields.ptr, each.extra_fields.alloc_size
-        if change > 0:
-            live[address] = change
-            peak = max(peak, sum(live.values()))
+    for each in found:
+        if each.extra_fields.alloc_size > 0:
             asked = _outermost(each)
             number[asked] += 1
-            size[asked] += change
-        else:
-            live.pop(address, None)
+            size[asked] += each.extra_fields.alloc_size
+    sent = [each for each in events if each.tag == _EventType.TorchOp and each.name.startswith("c10d::")]
     kinds: tuple[Kind, Kind] = ("allocations", "allocated_bytes")
     both: RankCounts = {kind: _a_step(total) for kind, total in zip(kinds, (number, size), strict=True)}
-    return {**both, "peak_bytes": {"allocated in it": peak}}
+    return {**both, "peak_bytes": {"allocated in it": _peak(_lifetimes(found, sent))}}
+
+
+@dataclass(eq=False)
+class _Block:
+    """Memory that was allocated in the counted steps; places in the order of events, which no clock changes."""
+
+    address: int
+    size: int
+    born: int
+    died: int | None = None
+    sent: bool = False
+
+
+def _lifetimes(allocations: Iterable[Any], sent: Iterable[Any]) -> list[_Block]:
+    """Return the blocks, and of each whether a collective read or wrote it.
+
+    Of memory that was there before, the profiler tells the release now and then only: it is left out.
+    """
+    blocks: list[_Block] = []
+    live: dict[int, _Block] = {}
+    for place, each in enumerate(sorted([*allocations, *sent], key=lambda event: event.start_time_ns)):
+        if each.tag != _EventType.Allocation:
+            for tensor in _tensors(list(each.extra_fields.inputs)):
+                _mark(live.values(), tensor.storage_data_ptr)
+            continue
+        address, change = each.extra_fields.ptr, each.extra_fields.alloc_size
+        gone = live.pop(address, None)
+        if gone is not None:
+            gone.died = place
+        if change > 0:
+            live[address] = _Block(address, change, place, sent=_within_collective(each))
+            blocks.append(live[address])
+    return blocks
+
+
+def _within_collective(event: Any) -> bool:
+    """Whether memory is a backend's own copy of what it sends."""
+    parent = event.parent
+    while parent is not None and not parent.name.startswith("c10d::"):
+        parent = parent.parent
+    return parent is not None
+
+
+def _mark(live: Iterable[_Block], address: int | None) -> None:
+    for block in live:
+        if address is not None and block.address <= address < block.address + block.size:
+            block.sent = True
+
+
+def _peak(blocks: Iterable[_Block]) -> int:
+    """Return the most that was live at once.
+
+    Not of what collectives work on: their threads let go of it when they get round to it.
+    """
+    changes = [(block.born, block.size) for block in blocks if not block.sent]
+    changes += [(block.died, -block.size) for block in blocks if not block.sent and block.died is not None]
+    live = peak = 0
+    for _, change in sorted(changes):
+        live += change
+        peak = max(peak, live)
+    return peak
 
 
 @functools.cache

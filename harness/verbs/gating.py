@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from harness.comparison.model import STEP_TIME, Arm, Comparison
 from harness.counts import baseline
 from harness.errors import CorruptFileError, OptbenchError
 from harness.gating import counted
@@ -13,7 +16,6 @@ from harness.gating.model import Gate, Row
 from launch import counting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from harness.counts.baseline import Entry
@@ -22,9 +24,14 @@ if TYPE_CHECKING:
     from harness.gating.model import Axis
     from harness.machine import Machine
     from harness.plan import Cell, Plan
+    from harness.spec import RunSpec
     from harness.store import Store
 
+LiveComparison = Callable[[Sequence[Arm], float, float, bool], Comparison]
+"""Compares arms live, given a margin, a budget in seconds and whether an A/A arm rides along."""
+
 NOT_VERIFIED = "correctness was not looked at (--no-verify)"
+NO_TIMES = 'speed and memory were not compared live; [baseline] path = "../main" does'
 NO_DRIFT = "drift was not looked at; [gate] drift_steps = 300 does"
 NO_COUNTS = 'noise-free counts were not looked at; [baseline] counts = "counts.json" does'
 
@@ -39,6 +46,7 @@ class Session:
         machine: this one.
         store: where certificates and runs lie.
         told: hears what is being done.
+        compare: does live comparisons; None: nothing here can.
         verify: whether every optimizer needs a certificate.
     """
 
@@ -47,6 +55,7 @@ class Session:
     machine: Machine
     store: Store
     told: Callable[[str], None]
+    compare: LiveComparison | None = None
     verify: bool = True
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -91,6 +100,7 @@ def gate(session: Session) -> Gate:
     else:
         session.notes.append(NOT_VERIFIED)
     _counts_and_drift(session)
+    _speed_and_memory(session)
     _convergence(session)
     return Gate(
         name=session.file.name,
@@ -166,6 +176,46 @@ def _baseline(session: Session, file: Path | None) -> dict[str, Entry] | None:
         return None
     session.rows += counted.absent(file, entries, {cell.name for cell in session.file.cells})
     return entries
+
+
+def _speed_and_memory(session: Session) -> None:
+    """Compare every cell live, the baseline's code first, and judge all of them together."""
+    settings, base = session.file.settings, session.file.baseline
+    if not base.is_live:
+        session.notes.append(NO_TIMES)
+        return
+    from harness.comparison.analysis import analyse
+    from harness.gating import timed
+
+    compared = []
+    for name, cell in session.cells:
+        margin = functools.partial(session.file.margin, on_cpu=cell.spec.device == "cpu")
+        margins = timed.margins_of(settings.margins, margin)
+        session.told(f"comparing {name} with the baseline's code, up to {settings.budget:.0f} s")
+        try:
+            found = _compared(session, cell.spec, margins[STEP_TIME])
+        except OptbenchError as error:
+            session.rows.append(_invalid("speed", name, "live comparison", str(error)))
+            continue
+        compared.append(timed.Compared(name, analyse(found), len(found.design.looks), margins))
+    session.rows += timed.judged(compared)
+
+
+def _compared(session: Session, spec: RunSpec, margin: float) -> Comparison:
+    """Return the live comparison of one cell.
+
+    Raises:
+        OptbenchError: there is none, or it did not end as planned.
+    """
+    settings, base = session.file.settings, session.file.baseline
+    if session.compare is None:
+        raise OptbenchError("nothing here can compare live")
+    python, path = (None if each is None else str(each) for each in (base.python, base.path))
+    arms = (Arm(name="baseline", spec=spec, python=python, path=path), Arm(name="now", spec=spec))
+    found = session.compare(arms, margin, settings.budget, settings.self_check)
+    if found.outcome != "completed":
+        raise OptbenchError(f"{found.outcome}: {found.reason}")
+    return found
 
 
 def _convergence(session: Session) -> None:
