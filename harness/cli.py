@@ -461,12 +461,13 @@ def gate(
     from harness.reports import gate as report
     from harness.store import Store
     from harness.verbs import gating
+    from launch.comparing import compare
 
     asked, store = load(file, name_checks()), Store(results)
     specs = [cell.spec for cell in asked.cells]
     machine = _machine(None, specs)
     verify = verify and asked.settings.verify
-    session = gating.Session(asked, _plan(specs, machine), machine, store, _tell, verify=verify)
+    session = gating.Session(asked, _plan(specs, machine), machine, store, _tell, compare, verify=verify)
     try:
         if update_baseline:
             changes, notes = gating.update(session)

@@ -19,8 +19,8 @@ calls a step by name and overload, those that operators call themselves included
 CUDA; unknown elsewhere. ``collectives`` and ``collective_bytes`` (payload): a step, by collective and dtype.
 ``allocations`` and ``allocated_bytes``: a step, by the outermost operator that asked torch's allocator.
 ``peak_bytes``: the most held at once of what the counted steps allocated, less what collectives worked on, whose
-release is up to their threads. ``held_bytes``: after the counted steps, by category and dtype (optimizer state among
-them). ``imports``: modules that setting up workload, strategy and optimizer brought in, by top-level package.
+release is up to their threads. ``held_bytes``: after those steps, by category and dtype, optimizer state too.
+``imports``: modules that setting up workload, strategy and optimizer brought in, by top-level package.
 """
 
 MEANING: dict[Kind, tuple[str, str]] = {

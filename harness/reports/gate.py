@@ -95,7 +95,7 @@ def forest(gate: Gate) -> Forest | None:
     known = [row for row in gate.rows if row.ratio is not None]
     rows = tuple(
         forest_row(
-            f"{printable(row.cell)} {row.what}"[:NAME],
+            printable(f"{row.what} {row.cell}", NAME),
             row.ratio,
             row.low,
             row.high,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from harness.comparison.model import STEP_TIME, Arm, Comparison
+from harness.comparison.model import STEP_TIME, Arm
 from harness.counts import baseline
 from harness.errors import CorruptFileError, OptbenchError
 from harness.gating import counted
@@ -16,8 +15,10 @@ from harness.gating.model import Gate, Row
 from launch import counting
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from harness.comparison.model import Comparison
     from harness.counts.baseline import Entry
     from harness.counts.model import Counts, Measured
     from harness.gating.file import GateFile
@@ -27,8 +28,26 @@ if TYPE_CHECKING:
     from harness.spec import RunSpec
     from harness.store import Store
 
-LiveComparison = Callable[[Sequence[Arm], float, float, bool], Comparison]
-"""Compares arms live, given a margin, a budget in seconds and whether an A/A arm rides along."""
+
+class LiveComparison(Protocol):
+    """What compares arms live: `launch.comparing.compare`."""
+
+    def __call__(
+        self,
+        arms: Sequence[Arm],
+        *,
+        margin: float,
+        budget_s: float,
+        self_check: bool,
+        told: Callable[[str], None],
+    ) -> Comparison:
+        """Return all that was measured.
+
+        Raises:
+            OptbenchError: there is nothing to compare.
+        """
+        ...
+
 
 NOT_VERIFIED = "correctness was not looked at (--no-verify)"
 NO_TIMES = 'speed and memory were not compared live; [baseline] path = "../main" does'
@@ -46,7 +65,7 @@ class Session:
         machine: this one.
         store: where certificates and runs lie.
         told: hears what is being done.
-        compare: does live comparisons; None: nothing here can.
+        compare: does live comparisons.
         verify: whether every optimizer needs a certificate.
     """
 
@@ -55,7 +74,7 @@ class Session:
     machine: Machine
     store: Store
     told: Callable[[str], None]
-    compare: LiveComparison | None = None
+    compare: LiveComparison
     verify: bool = True
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -197,7 +216,9 @@ def _speed_and_memory(session: Session) -> None:
         except OptbenchError as error:
             session.rows.append(_invalid("speed", name, "live comparison", str(error)))
             continue
-        compared.append(timed.Compared(name, analyse(found), len(found.design.looks), margins))
+        stored = session.store.new_document(found.kind, found.model_dump(mode="json"))
+        analysis = analyse(found, comparison_id=stored)
+        compared.append(timed.Compared(name, analysis, len(found.design.looks), margins))
     session.rows += timed.judged(compared)
 
 
@@ -208,11 +229,11 @@ def _compared(session: Session, spec: RunSpec, margin: float) -> Comparison:
         OptbenchError: there is none, or it did not end as planned.
     """
     settings, base = session.file.settings, session.file.baseline
-    if session.compare is None:
-        raise OptbenchError("nothing here can compare live")
     python, path = (None if each is None else str(each) for each in (base.python, base.path))
     arms = (Arm(name="baseline", spec=spec, python=python, path=path), Arm(name="now", spec=spec))
-    found = session.compare(arms, margin, settings.budget, settings.self_check)
+    found = session.compare(
+        arms, margin=margin, budget_s=settings.budget, self_check=settings.self_check, told=session.told
+    )
     if found.outcome != "completed":
         raise OptbenchError(f"{found.outcome}: {found.reason}")
     return found
