@@ -33,7 +33,7 @@ def steady(times: Sequence[float]) -> int | None:
     while found.size - start >= LEAST:
         change = _change(found[start:])
         if change is None:
-            return start
+            return None if _drifts(found[start:]) else start
         start += change
     return None
 
@@ -53,3 +53,15 @@ def _change(values: object) -> int | None:
     if p >= LEVEL or abs(before / after - 1) < CHANGE:
         return None
     return where + 1
+
+
+def _drifts(values: object) -> bool:
+    """Say whether times still rise or fall from step to step (Spearman's correlation with their number)."""
+    import numpy as np
+    from scipy import stats
+
+    found = np.asarray(values, dtype=float)
+    half = found.size // 2
+    if abs(np.median(found[:half]) / np.median(found[half:]) - 1) < CHANGE:
+        return False
+    return bool(stats.spearmanr(np.arange(found.size), found).pvalue < LEVEL / 5)

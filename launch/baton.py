@@ -1,0 +1,312 @@
+"""The baton: how a driver and the ranks of arms take turns on one machine. Protocol and the ranks' side.
+
+One file of the standard library, run by path with the arm's interpreter, from the driver's checkout, so
+that an arm whose optbench is older can be driven. What it needs of torch and of ``harness`` it imports late.
+
+A rank that torchrun started imports torch, connects to the driver's socket and forks a child for each launch; the
+child inherits neither threads nor a device. Messages are lines of JSON; who waits for one sleeps.
+
+to a rank: ``launch {number, port}``: fork a child, which joins the others and builds the engine; ``end``.
+from a rank: ``hello {arm, rank, protocol, …}``, or ``refused {reason}``.
+to a child: ``turn {lead, steps}``: a barrier, untimed steps, timed steps; ``end``: tell the peak and exit.
+from a child: ``built``, ``turned {step_time_s, …}``, ``ended {peak_memory_bytes, facts}``; ``failed {reason}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import faulthandler
+import json
+import math
+import mmap
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+PROTOCOL = 1
+PR_SET_PDEATHSIG = 1
+SCATTERED_BYTES = 32 * 2**20
+STEPS_WITHOUT_END = 10**9
+
+
+class Line:
+    """One end of a connection that carries JSON, a line a message."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self._waiting = b""
+
+    def send(self, kind: str, **fields: Any) -> None:
+        """Send a message.
+
+        Raises:
+            OSError: the other end is gone.
+        """
+        self.connection.sendall(json.dumps({"kind": kind, **fields}).encode() + b"\n")
+
+    def receive(self, timeout_s: float | None = None) -> dict[str, Any]:
+        """Wait for a message, asleep.
+
+        Raises:
+            EOFError: the other end is gone.
+            TimeoutError: nothing came in time.
+        """
+        self.connection.settimeout(timeout_s)
+        while b"\n" not in self._waiting:
+            try:
+                data = self.connection.recv(65536)
+            except ConnectionError as error:
+                raise EOFError from error
+            if not data:
+                raise EOFError
+            self._waiting += data
+        line, _, self._waiting = self._waiting.partition(b"\n")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def close(self) -> None:
+        """Close it."""
+        self.connection.close()
+
+
+def connected(path: str) -> Line:
+    """Return a connection to the driver."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(path)
+    return Line(connection)
+
+
+def main() -> int:
+    """Be one rank of an arm's world until the driver says ``end``."""
+    words = argparse.ArgumentParser()
+    words.add_argument("--socket", required=True)
+    words.add_argument("--arm", type=int, required=True)
+    words.add_argument("--spec", required=True)
+    words.add_argument("--path")
+    options = words.parse_args()
+    _die_with_parent()
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    if options.path:
+        sys.path.insert(0, options.path)
+    rank = int(os.environ["RANK"])
+    driver = connected(options.socket)
+    try:
+        about = _prepared(json.loads(options.spec))
+    except Exception as error:  # noqa: BLE001  # whatever an arm's code raises is what the driver must tell
+        traceback.print_exc()
+        driver.send("refused", arm=options.arm, rank=rank, reason=f"{type(error).__name__}: {error}")
+        return 1
+    driver.send("hello", arm=options.arm, rank=rank, protocol=PROTOCOL, **about)
+    while True:
+        try:
+            message = driver.receive()
+        except EOFError:
+            return 0
+        _reap()
+        if message["kind"] == "end":
+            return 0
+        if os.fork() == 0:
+            driver.close()
+            os._exit(_child(options, rank, message))
+
+
+def _reap() -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prepared(fields: dict[str, Any]) -> dict[str, Any]:
+    """Import all that the arm needs, so that a fork need not; return what stands in the record."""
+    import torch
+
+    from harness import registry, user_path, worker
+
+    user_path.extend()
+    spec = _spec(fields)
+    registry.WORKLOADS.get(spec.workload)
+    registry.OPTIMIZERS.get(spec.optimizer)
+    _strategy(spec.strategy)
+    return {
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "harness": str(Path(worker.__file__).parent),
+    }
+
+
+def _strategy(name: str) -> Any:
+    from harness import registry
+
+    found = getattr(registry, "strategy", None)
+    return found(name) if found is not None else registry.STRATEGIES.get(name)
+
+
+def _spec(fields: dict[str, Any]) -> Any:
+    """Return the arm's own RunSpec; fields that an older one lacks are left out if they are empty."""
+    from harness.spec import RunSpec
+
+    known = {name: value for name, value in fields.items() if name in RunSpec.model_fields}
+    unknown = [name for name in fields if name not in known and fields[name] not in (None, {}, [], 1, "single")]
+    if unknown:
+        raise ValueError(f"this checkout's RunSpec knows no {', '.join(unknown)}")
+    known |= {"steps": STEPS_WITHOUT_END, "warmup_steps": 0, "schedule": "constant"}
+    return RunSpec.model_validate_json(json.dumps(known))
+
+
+def _scatter() -> list[object]:
+    """Return memory of random sizes, to be kept: a forked launch must not inherit the layout of the one before."""
+    chance = random.Random(os.urandom(16))  # noqa: S311  # a layout, no secret
+    kept: list[object] = [mmap.mmap(-1, mmap.PAGESIZE * chance.randint(1, 4096)) for _ in range(4)]
+    spent = 0
+    while spent < SCATTERED_BYTES:
+        size = int(math.exp(chance.uniform(math.log(64), math.log(2**21))))
+        block = bytearray(size)
+        if chance.random() < 0.5:  # holes in between
+            kept.append(block)
+        spent += size
+    return kept
+
+
+def _child(options: argparse.Namespace, rank: int, message: dict[str, Any]) -> int:
+    """Be this rank in one launch; return the exit code."""
+    _die_with_parent()
+    driver = connected(options.socket)
+    kept = _scatter()
+    where = {"arm": options.arm, "rank": rank, "number": message["number"]}
+    try:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(message["port"])}
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+        _take_turns(driver, where, json.loads(options.spec))
+    except EOFError:
+        return 1
+    except BaseException as error:  # noqa: BLE001  # SystemExit too is an arm's failure
+        traceback.print_exc()
+        sys.stderr.flush()
+        driver.send("failed", **where, reason=" ".join(f"{type(error).__name__}: {error}".split())[:500])
+        return 1
+    finally:
+        sys.stdout.flush()
+        del kept
+    return 0
+
+
+class _Marks:
+    """A collector that notes when phases begin; the arm's own clock stamps them."""
+
+    def __init__(self, clock: Any) -> None:
+        self.clock = clock
+        self.phases: list[str] = []
+
+    def mark(self, phase: Any, step: int) -> None:
+        del step
+        self.clock.note()
+        self.phases.append(phase.value)
+
+    def steps(self) -> tuple[list[float], dict[str, float]]:
+        """Return each step's time and the mean of each phase, in seconds, and forget them."""
+        gaps = self.clock.distances()
+        times: list[float] = []
+        sums: dict[str, float] = {}
+        for number, phase in enumerate(self.phases[:-1]):
+            if phase == "end":
+                continue
+            if phase == "data":
+                times.append(0.0)
+            times[-1] += gaps[number]
+            sums[phase] = sums.get(phase, 0.0) + gaps[number]
+        self.phases = []
+        return times, {name: total / max(1, len(times)) for name, total in sums.items()}
+
+
+def _take_turns(driver: Line, where: dict[str, int], fields: dict[str, Any]) -> None:
+    import torch
+    from torch import distributed
+
+    from harness import worker
+    from harness.collectors.timing import EventClock, HostClock
+    from harness.interfaces import DataShard
+    from harness.loop import steps
+    from harness.registry import OPTIMIZERS, WORKLOADS
+
+    started, resident = time.monotonic(), _status_bytes("VmRSS")
+    spec = _spec(fields)
+    torch.set_num_threads(spec.threads or 1)
+    world = worker._join(spec)  # noqa: SLF001  # an older checkout has no other
+    torch.manual_seed(spec.seed)
+    worker._arithmetic(spec)  # noqa: SLF001  # likewise
+    workload = _constructed(WORKLOADS.get(spec.workload), spec)
+    engine = _strategy(spec.strategy).start(workload, OPTIMIZERS.get(spec.optimizer), spec, world)
+    shard = DataShard(world.rank, world.size, spec.global_batch or 1, spec.accumulation, spec.seed)
+    host = world.device.type == "cpu"
+    marks = _Marks(HostClock() if host else EventClock(world.device.type))
+    stream = steps(engine, workload.batches(shard), spec, world.device, [marks])  # type: ignore[list-item]  # it only marks
+
+    def synchronise() -> None:
+        if not host:
+            torch.accelerator.synchronize(world.device)
+
+    driver.send("built", **where, build_s=time.monotonic() - started)
+    while (message := driver.receive())["kind"] == "turn":
+        if world.backend is not None:
+            distributed.barrier()
+        for _ in range(message["lead"]):
+            next(stream)
+        synchronise()
+        marks.steps()
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        done = [next(stream) for _ in range(message["steps"])]
+        synchronise()
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        times, phases = marks.steps()
+        losses = [float(each.loss) if each.loss is not None else None for each in done]
+        driver.send(
+            "turned",
+            step_time_s=times,
+            phase_s=phases,
+            cpu_time_s=(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / len(done),
+            involuntary_switches=after.ru_nivcsw - before.ru_nivcsw,
+            losses=[None if each is None or not math.isfinite(each) else each for each in losses],
+        )
+    peak = _status_bytes("VmHWM") - resident if host else torch.accelerator.max_memory_allocated(world.device)
+    facts = json.loads(json.dumps(dict(engine.facts()), default=str))
+    driver.send("ended", peak_memory_bytes=peak, facts=facts)
+    engine.close()
+    if world.backend is not None:
+        distributed.destroy_process_group()
+
+
+def _constructed(cls: Any, spec: Any) -> Any:
+    from harness import contract
+
+    return contract.construct(cls, spec)
+
+
+def _status_bytes(name: str) -> int:
+    with Path("/proc/self/status").open(encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
