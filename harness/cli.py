@@ -20,6 +20,7 @@ from harness.verbs import specs as options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from harness.comparison.model import Comparison
     from harness.machine import Machine
     from harness.plan import Plan
     from harness.record import RunRecord
@@ -33,7 +34,7 @@ WrongWords: type[Exception] = next(
 
 INTERRUPTIONS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
-DONE, FAILED, INVALID_INPUT, WRONG, INTERRUPTED = 0, 1, 2, 4, 130
+DONE, FAILED, INVALID_INPUT, INCONCLUSIVE, WRONG, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 app = typer.Typer(
     name="optbench",
@@ -406,33 +407,154 @@ def verify(  # noqa: PLR0913, PLR0917  # one parameter an option
 
 
 @app.command()
-def compare(
-    runs: Annotated[
+def compare(  # noqa: PLR0913, PLR0917  # one parameter an option
+    words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RUN RUN…", help="Ids, their beginnings, latest, run folders, or two result folders."
+            metavar="[FILE.toml | RUN RUN…]",
+            help="A file of arms to run now; or stored runs, or two result folders.",
         ),
     ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="MD", help="Write the comparison for a pull request, too.")
+    arms: Annotated[
+        list[str] | None,
+        typer.Option("--arm", metavar="[NAME=]OPTIMIZER", help="One side, to run now. Repeatable."),
     ] = None,
+    workload: options.Workload = None,
+    size: options.Size = None,
+    strategy: options.Strategy = None,
+    precision: options.Precision = None,
+    nproc: options.Nproc = None,
+    device: options.Device = None,
+    lr: options.Lr = None,
+    seed: options.Seed = None,
+    settings: options.Settings = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Of all of it: 120s, 4m. Default 120s.")
+    ] = None,
+    margin: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Difference that does not matter. Default 2.5%.")
+    ] = None,
+    self_check: Annotated[
+        bool | None,
+        typer.Option(
+            "--self-check/--no-self-check", envvar="CI", help="Let the first arm's code ride along twice."
+        ),
+    ] = None,
+    different_training: Annotated[  # noqa: FBT002  # a flag of the command line
+        bool, typer.Option("--allow-different-training", help="Compare arms whose losses part, too.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For any one answer of an arm.")] = 300.0,
+    stored: Annotated[
+        str | None, typer.Option("--from", metavar="ID", help="Analyse a stored comparison again; or latest.")
+    ] = None,
+    verify: Annotated[  # noqa: FBT002  # a flag of the command line
+        bool, typer.Option("--verify/--no-verify", envvar="OPTBENCH_VERIFY", help="Prove the arms right first.")
+    ] = True,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="MD", help="Write it for a pull request, too.")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="SVG", help="Write the forest plot, too.")] = None,
     results: Results = Path("results"),
     as_json: Json = False,  # noqa: FBT002  # a flag of the command line
 ) -> None:
+    """Compare arms live, interleaved on this machine, with an interval and a verdict; or stored runs."""
+    from harness.store import Store
+    from harness.verbs import comparing
+
+    store = Store(results)
+    live = bool(arms) or (len(words or []) == 1 and str((words or [""])[0]).endswith(".toml"))
+    if stored is not None:
+        name, comparison = comparing.load(store, stored)
+        raise typer.Exit(_show_comparison(name, comparison, markdown, svg, as_json=as_json))
+    if not live:
+        raise typer.Exit(_compare_stored(words or [], store, markdown, as_json=as_json))
+    given = options.axes(
+        workload=workload,
+        size=size,
+        strategy=strategy,
+        precision=precision,
+        world_size=nproc,
+        device=device,
+        lr=lr,
+        seed=seed,
+    )
+    if arms and words:
+        raise InvalidInputError([Problem("--arm", f"beside {words[0]}", "name arms in the file or by --arm")])
+    found, told = (
+        (comparing.from_words(arms, given, settings or []), {})
+        if arms
+        else comparing.from_file(Path((words or [""])[0]))
+    )
+    specs = [arm.spec for arm in found]
+    machine = _machine(None, specs)
+    plan_found = _plan(specs, machine)
+    sides = comparing.planned(found, plan_found)
+    store.check_writable()
+    wrong = comparing.refuse_wrong(sides, plan_found, machine, store, _tell) if verify else None
+    if wrong is not None:
+        errors.print(f"optbench: not compared: {wrong}", markup=False, style="red")
+        raise typer.Exit(WRONG)
+    from launch import comparing as live_comparison
+
+    checked = told.get("self_check", False) if self_check is None else self_check
+    comparison = live_comparison.compare(
+        sides,
+        margin=comparing.margin(margin or told.get("margin", "2.5%")),
+        budget_s=comparing.seconds(budget or told.get("budget", "120s")),
+        seed=(seed or [0])[0] if isinstance(seed, list) else (seed or 0),
+        self_check=bool(checked),
+        timeout_s=timeout,
+        different_training=different_training,
+        told=_tell,
+    )
+    name = comparing.save(store, comparison)
+    raise typer.Exit(_show_comparison(name, comparison, markdown, svg, as_json=as_json))
+
+
+def _show_comparison(
+    name: str, comparison: Comparison, markdown: Path | None, svg: Path | None, *, as_json: bool
+) -> int:
+    """Print what came of a live comparison; return the exit code."""
+    from harness.comparison.analysis import analyse
+    from harness.reports import comparison as report
+    from harness.reports import document
+    from harness.reports import markdown as pull_request
+    from harness.reports.model import report as modelled
+    from harness.reports.svg import svg as drawn
+
+    found = analyse(comparison, comparison_id=name)
+    if markdown is not None:
+        markdown.write_text(pull_request.markdown(found, comparison), encoding="utf-8")
+    forest = modelled(found, comparison).forest
+    if svg is not None and forest is not None:
+        svg.write_text(drawn(forest), encoding="utf-8")
+    if as_json:
+        _print_json({**document.document(found, comparison), "id": name})
+    else:
+        output.print(report.render(found, comparison))
+        errors.print(f"Kept as {name}; again: {_program()} compare --from {name}", style="dim", markup=False)
+    if comparison.outcome != "completed":
+        return INTERRUPTED if comparison.outcome == "interrupted" else FAILED
+    judged = [pair for pair in found.pairs if not pair.is_self_check]
+    if any(pair.is_self_check and pair.verdict in {"faster", "slower"} for pair in found.pairs):
+        return WRONG
+    return INCONCLUSIVE if any(pair.verdict == "inconclusive" for pair in judged) else DONE
+
+
+def _compare_stored(words: Sequence[str], store: Store, markdown: Path | None, *, as_json: bool) -> int:
     """Compare stored runs: differences listed, counts exactly, times of other sittings shown and never judged."""
     from harness import compare as stored
     from harness.reports import markdown_stored
     from harness.reports import stored as report
-    from harness.store import Store
 
-    found = stored.compare_runs(stored.read(runs or [], Store(results)))
+    found = stored.compare_runs(stored.read(words, store))
     if markdown is not None:
         markdown.write_text(markdown_stored.markdown(found), encoding="utf-8")
     if as_json:
         _print_json(report.document(found))
     else:
         output.print(report.render(found))
-    raise typer.Exit(WRONG if found.refused else DONE)
+    return WRONG if found.refused else DONE
 
 
 @app.command()
