@@ -18,7 +18,7 @@ from harness.counts.model import RankDrift, Sample
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOOKS = 12
+LOOKS = 9
 """Looks at what is alive, evenly over the run, beside the one at its start."""
 
 

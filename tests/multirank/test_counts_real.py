@@ -9,8 +9,9 @@ import pytest
 from harness.counts.comparing import compare_counts
 from harness.counts.drift import enough, findings
 from harness.counts.model import Job
+from harness.errors import OptbenchError
 from harness.spec import RunSpec
-from launch.counting import measured
+from launch.counting import measure, measured
 
 OUTSIDE = Path(__file__).parent / "outside"
 REPEATS = 20
@@ -124,6 +125,12 @@ def test_what_grows_from_step_to_step_is_named(world, name, kind, what):
     assert enough(drift)
     found = [(each.kind, each.name) for each in findings(drift)]
     assert (kind, what) in found, found
+
+
+def test_ranks_that_fail_are_told_with_what_they_raised(monkeypatch):
+    monkeypatch.setenv("OPTBENCH_USER_PATH", str(OUTSIDE))
+    with pytest.raises(OptbenchError, match=r"counting linear_regression planted:Raises .*planted in step 3"):
+        measure(spec(optimizer("Raises")))
 
 
 def test_a_warm_up_allocation_and_a_bounded_store_are_no_drift(world):

@@ -215,6 +215,12 @@ class Gathers(Sending):
         dist.all_gather_into_tensor(torch.empty(4), torch.ones(2))
 
 
+class Raises(Plain):
+    def after(self):
+        if self.done == 3:
+            raise ArithmeticError("planted in step 3")
+
+
 class KeepsATensor(Plain):
     def after(self):
         self.kept.append(torch.ones(3, 5))

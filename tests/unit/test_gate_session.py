@@ -1,0 +1,195 @@
+"""A gate from its file to its verdict, with stand-ins for what starts ranks."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.comparison.model import Comparison, Design, Launch, Turn, WarmUp
+from harness.counts.model import Counts, Measured
+from harness.errors import OptbenchError
+from harness.gating.file import load
+from harness.plan import Cell, Plan, name_checks
+from harness.record import Metric, RunRecord
+from harness.store import Store
+from harness.verbs import gating
+from launch import counting, elsewhere
+
+LINE = '[[cell]]\nname = "line"\nworkload = "linear_regression"\noptimizer = "sgd/fused"\ndevice = "cpu"\n'
+LIVE = '[gate]\nbudget = 60\nmargin = "5 %"\n[baseline]\npath = "base"\n'
+CONVERGENCE = "[convergence]\nseeds = [0, 1, 2, 3, 4, 5, 6]\n"
+COUNTS = '[baseline]\ncounts = "counts.json"\n'
+
+
+def turn(arm, number, time):
+    return Turn(arm=arm, round=number, position=arm, started_s=0.0, step_time_s=(time,) * 3)
+
+
+def comparison(arms, ratio, *, self_check=True, again=1.0, outcome="completed"):
+    """Every arm's turns; launches differ by a thousandth, as real ones do."""
+    design = Design(looks=(4,), margin=0.05, rounds=5, turn_steps=3, budget_s=60, seed=0, self_check=self_check)
+    if self_check:
+        arms = [*arms, arms[0].model_copy(update={"name": "again"})]
+    launches = []
+    for number in range(4):
+        times = [1.0, ratio * (1 + number / 1000), again * (1 + number / 1000 - 0.0015)][: len(arms)]
+        launches.append(
+            Launch(
+                number=number,
+                kind="forked",
+                warm_ups=tuple(WarmUp(step_time_s=(1.0,), steady_from=0, build_s=1.0) for _ in arms),
+                turns=tuple(turn(arm, each, time) for each in range(5) for arm, time in enumerate(times)),
+                peak_memory_bytes=(1000,) * len(arms),
+                took_s=1.0,
+            )
+        )
+    return Comparison(
+        arms=tuple(arms),
+        design=design,
+        launches=tuple(launches),
+        outcome=outcome,
+        reason=None if outcome == "completed" else "an arm died",
+        started_unix_s=0.0,
+        spent_s=1.0,
+    )
+
+
+@pytest.fixture
+def session(tmp_path):
+    def make(text, compare=None, unsupported=None):
+        path = tmp_path / "gate.toml"
+        path.write_text(text)
+        asked = load(path, name_checks())
+        cells = tuple(
+            Cell(
+                index=n, spec=each.spec.model_copy(update={"world_size": 1, "threads": 1}), unsupported=unsupported
+            )
+            for n, each in enumerate(asked.cells)
+        )
+        store = Store(tmp_path / "results")
+        store.check_writable()
+        said = []
+        return gating.Session(asked, Plan(cells=cells), None, store, said.append, compare, verify=False)
+
+    return make
+
+
+def verdicts(session):
+    found = gating.gate(session)
+    return found.verdict, {(row.axis, row.what): row.verdict for row in found.rows}
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(1.0, "passed"), (0.8, "passed"), (1.1, "regressed")])
+def test_live_ratios_decide(session, ratio, verdict):
+    def compare(arms, **options):
+        assert [arm.name for arm in arms] == ["baseline", "now"]
+        assert arms[0].path.endswith("base")
+        assert arms[1].path is None
+        assert options["margin"] == 0.05
+        return comparison(arms, ratio, self_check=options["self_check"])
+
+    found, rows = verdicts(session(LIVE + LINE, compare))
+    assert found == verdict
+    assert rows["speed", "step_time_s"] == verdict
+    assert rows["memory", "peak_memory_bytes"] == "passed"
+
+
+def test_a_self_check_that_alarms_makes_the_gate_invalid(session):
+    found, rows = verdicts(session(LIVE + LINE, lambda arms, **_: comparison(arms, 1.0, again=1.2)))
+    assert found == "invalid"
+    assert rows["speed", "step_time_s"] == "passed"
+
+
+def test_a_comparison_that_failed_or_could_not_start_is_invalid(session):
+    def refuses(arms, **_):
+        raise OptbenchError("no package there")
+
+    for compare in (refuses, lambda arms, **_: comparison(arms, 1.0, outcome="failed")):
+        assert verdicts(session(LIVE + LINE, compare)) == ("invalid", {("speed", "live comparison"): "invalid"})
+
+
+def test_a_cell_that_cannot_run_here_does_not_pass(session):
+    found, rows = verdicts(session(LIVE + LINE, unsupported="no such kernel"))
+    assert found == "invalid"
+    assert list(rows) == [("correctness", "cannot run here")]
+
+
+def trained(steps):
+    def train(specs, python, path):
+        met = [steps(spec.seed, path is not None) for spec in specs]
+        return [
+            RunRecord(
+                run_id=str(seed),
+                spec={},
+                outcome="completed" if each != "failed" else "failed",
+                metrics={"steps_to_target": Metric(name="s", unit="1", better="lower", value=each)}
+                if each != "failed"
+                else {},
+            )
+            for seed, each in enumerate(met)
+        ]
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("steps", "verdict"),
+    [
+        (lambda seed, base: 100 + seed, "passed"),
+        (lambda seed, base: 100 + seed if base else 120 + seed, "regressed"),
+        (lambda seed, base: 100 if base or seed else None, "inconclusive"),
+        (lambda seed, base: 100 if base or seed else "failed", "invalid"),
+    ],
+)
+def test_faster_a_step_but_slower_to_the_target_does_not_pass(session, monkeypatch, steps, verdict):
+    monkeypatch.setattr(elsewhere, "train", trained(steps))
+    found, rows = verdicts(session(LIVE + CONVERGENCE + LINE, lambda arms, **_: comparison(arms, 0.7)))
+    assert rows["speed", "step_time_s"] == "passed"
+    assert rows["convergence", "steps to the target"] == verdict
+    assert found == verdict
+
+
+def counts(**numbers):
+    ranks = {"every": {"operators": numbers}}
+    return Measured(counts=Counts(torch="2", device="cpu", world_size=1, ranks=ranks))
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Hands out counts, one after the other; the last for ever."""
+
+    def give(*each):
+        given = list(each)
+        monkeypatch.setattr(counting, "measure", lambda *_: given.pop(0) if len(given) > 1 else given[0])
+
+    return give
+
+
+def test_counts_that_move_once_and_then_not_again_are_invalid_not_a_regression(session, counted):
+    counted(counts(add=1))
+    assert gating.update(session(COUNTS + LINE)) == (["line: new"], [])
+    assert verdicts(session(COUNTS + LINE))[0] == "passed"
+    counted(counts(add=2))
+    assert verdicts(session(COUNTS + LINE)) == ("regressed", {("counts", "add 1 -> 2 a step"): "regressed"})
+    counted(counts(add=2), counts(add=1))
+    assert verdicts(session(COUNTS + LINE))[0] == "invalid"
+    counted(counts(add=0))
+    assert verdicts(session(COUNTS + LINE))[0] == "passed"
+
+
+def test_a_baseline_is_not_written_from_counts_that_differ_or_fail(session, counted, tmp_path):
+    counted(counts(add=1), counts(add=2))
+    with pytest.raises(OptbenchError, match=r"counted twice, not the same: add 1 -> 2.*nothing was written"):
+        gating.update(session(COUNTS + LINE))
+    with pytest.raises(OptbenchError, match="cannot run here: no kernel"):
+        gating.update(session(COUNTS + LINE, unsupported="no kernel"))
+    with pytest.raises(OptbenchError, match=r"\[baseline\] counts"):
+        gating.update(session(LIVE + LINE))
+    assert not (tmp_path / "counts.json").exists()
+
+
+def test_a_renamed_cell_and_a_lost_one_do_not_pass(session, counted):
+    counted(counts(add=1))
+    gating.update(session(COUNTS + LINE))
+    found = gating.gate(session(COUNTS + LINE.replace('"line"', '"renamed"')))
+    assert found.verdict == "invalid"
+    assert {row.cell for row in found.rows} == {"line", "renamed"}
