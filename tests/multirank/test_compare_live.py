@@ -1,0 +1,159 @@
+"""``optbench compare``: real worlds that take turns, arms of one's own, that die, hang or train something else."""
+
+import subprocess
+import tempfile
+import textwrap
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Optbench
+
+ARMS = """
+import os, sys, time, torch
+
+class Slow(torch.optim.AdamW):
+    # Twice the updates' work, of which one half is thrown away.
+    def step(self, closure=None):
+        kept = [p.detach().clone() for g in self.param_groups for p in g["params"]]
+        for _ in range(20):
+            for each in kept:
+                each.add_(1e-9).mul_(1.0).sqrt_()
+        return super().step(closure)
+
+class Dies(torch.optim.AdamW):
+    done = 0
+
+    def step(self, closure=None):
+        Dies.done += 1
+        if Dies.done == 30:
+            print("about to leave", flush=True)
+            os._exit(3)
+        return super().step(closure)
+
+class Hangs(torch.optim.AdamW):
+    done = 0
+
+    def step(self, closure=None):
+        Hangs.done += 1
+        if Hangs.done == 30:
+            time.sleep(1000)
+        return super().step(closure)
+
+class Other(torch.optim.AdamW):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad.neg_()
+        return super().step(closure)
+"""
+
+
+@pytest.fixture
+def user(tmp_path):
+    """A folder of the user's with arms in it, and its store; nothing is left behind at the end."""
+    (tmp_path / "mine.py").write_text(textwrap.dedent(ARMS), encoding="utf-8")
+    yield Optbench(tmp_path / "results", cwd=tmp_path)
+    assert not list(Path(tempfile.gettempdir()).glob("optbench-arms-*"))
+    left = [each for each in psutil.process_iter() if "baton.py" in " ".join(_words(each))]
+    assert left == []
+
+
+def _words(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def compare(user, *words):
+    return user("compare", *words, "--results", str(user.results), "--json")
+
+
+def small(*arms, budget="14s"):
+    named = [word for arm in arms for word in ("--arm", arm)]
+    return ("--workload", "linear_regression", "--nproc", "1", *named, "--budget", budget, "--no-self-check")
+
+
+def test_a_planted_slowdown_is_found_and_the_analysis_can_be_redone(user):
+    found = compare(user, *small("mine:Slow", "plain=mine:Slow", "adamw/forloop", budget="40s"), "--margin", "20%")
+    same, fast = found.json["comparisons"]
+    assert found.code in {0, 3}, found.err
+    assert fast["arms"] == ["mine:Slow", "adamw/forloop"]
+    assert (fast["verdict"], fast["metrics"]["step_time_s"]["high"] < 1) == ("faster", True)
+    assert same["verdict"] in {"equivalent", "inconclusive"}
+    again = compare(user, "--from", found.json["id"])
+    assert again.json == found.json
+    assert again.code == found.code
+    manifest = user.results / found.json["id"] / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"arms"', b'"arns"', 1))
+    assert compare(user, "--from", "latest").code == 4
+
+
+def test_two_ranks_take_turns_and_another_checkout_can_be_an_arm(user, tmp_path):
+    root = Path(__file__).parents[2]
+    older = tmp_path / "older"
+    made = subprocess.run(["git", "-C", root, "worktree", "add", "--detach", older, "HEAD"], check=False)
+    if made.returncode:
+        pytest.skip("not in a git checkout")
+    file = tmp_path / "arms.toml"
+    file.write_text(
+        textwrap.dedent(f"""
+        margin = "50 %"
+        budget = "40 s"
+        [defaults]
+        workload = "linear_regression"
+        optimizer = "adamw/foreach"
+        strategy = "ddp"
+        world_size = 2
+        [[arm]]
+        name = "here"
+        [[arm]]
+        name = "there"
+        path = "{older}"
+        env = {{ MINE = "1" }}
+        """),
+        encoding="utf-8",
+    )
+    try:
+        found = compare(user, str(file), "--no-self-check")
+    finally:
+        subprocess.run(["git", "-C", root, "worktree", "remove", "--force", older], check=True)
+    (pair,) = found.json["comparisons"]
+    assert pair["arms"] == ["here", "there"]
+    assert pair["launches"] >= 4
+
+
+@pytest.mark.parametrize(
+    ("arm", "told"), [("mine:Dies", "a rank died in its turn"), ("mine:Hangs", "hung: no answer within 8 s")]
+)
+def test_an_arm_that_dies_or_hangs_ends_the_comparison_with_its_log(user, arm, told):
+    found = user(
+        "compare", *small("adamw/forloop", arm, budget="60s"), "--timeout", "8", "--results", str(user.results)
+    )
+    assert found.code == 1
+    assert f"arm {arm} {told}" in " ".join((found.err + found.out).split())
+
+
+def test_arms_that_train_differently_are_refused_unless_told_so(user):
+    found = compare(user, *small("adamw/forloop", "mine:Other", budget="60s"))
+    assert found.code == 1
+    assert "train differently: in step 2" in found.err
+    assert "--allow-different-training" in found.err
+
+
+def test_bad_words_are_explained_with_the_remedy(user, tmp_path):
+    found = user("compare", *small("adamw/forloop"))
+    assert (found.code, "name two or more" in found.err) == (2, True)
+    found = user("compare", *small("adamw/forloop", "adamw/fused", budget="3s"))
+    assert (found.code, "need --budget" in found.err) == (2, True)
+    file = tmp_path / "arms.toml"
+    file.write_text(
+        '[[arm]]\nworkload = "gpt"\noptimizer = "adamw/fused"\npython = "/no/such/python"\n'
+        '[[arm]]\nworkload = "gpt"\noptimizer = "adamw/fused"\npath = "nowhere"\n',
+        encoding="utf-8",
+    )
+    found = user("compare", str(file))
+    assert found.code == 2
+    assert "/no/such/python is no program" in found.err
+    assert "nowhere is no checkout of optbench" in found.err
