@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     user_path.extend()
     jobs = [Job.model_validate(each) for each in json.loads(options.jobs.read_text(encoding="utf-8"))]
+    gc.freeze()  # what imports made stays: no look at what is alive, and no collection, needs to walk it
     for job in jobs:
         try:
             result = counted(job, joined(job.spec))

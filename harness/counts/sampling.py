@@ -56,23 +56,23 @@ def _train(
 def _look(step: int) -> Sample:
     gc.collect()
     blocks = sys.getallocatedblocks()
-    tensors: Counter[str] = Counter()
-    objects: Counter[type] = Counter()
-    is_tensor: dict[type, bool] = {}
-    for found in gc.get_objects():
-        kind = type(found)  # not isinstance: proxies would import what they stand for
-        if kind not in is_tensor:
-            is_tensor[kind] = issubclass(kind, torch.Tensor)
-        if is_tensor[kind]:
-            tensors[f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"] += 1
-        else:
-            objects[kind] += 1
+    alive = gc.get_objects()
+    objects = Counter(map(type, alive))
+    kinds = {kind for kind in objects if issubclass(kind, torch.Tensor)}  # not isinstance: proxies would import
+    tensors = Counter(_described(found) for found in alive if type(found) in kinds)
+    del alive
     named: Counter[str] = Counter()
     for kind, count in objects.items():
+        if kind in kinds:
+            continue
         named[f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")] += count
     return Sample(
         step=step, rss_bytes=psutil.Process().memory_info().rss, blocks=blocks, tensors=tensors, objects=named
     )
+
+
+def _described(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _rising(samples: list[Sample]) -> tuple[Sample, ...]:
