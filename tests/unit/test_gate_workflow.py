@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.counts import baseline
 from harness.gating.file import load
 from harness.plan import name_checks
 
@@ -112,12 +113,14 @@ def test_the_workflow_is_valid_and_can_only_read():
         assert "${{" not in script  # what a pull request says must not become shell
     checkout = next(step for step in job["steps"] if "checkout" in step.get("uses", ""))
     assert checkout["with"]["fetch-depth"] == 0
-    gate = next(script for script in scripts if "gate.sh" in script)
-    for word in gate.split():
-        assert (CI.parents[1] / word).is_file()
+    gate = next(step for step in job["steps"] if "gate.sh" in step.get("run", ""))
+    assert (CI.parents[1] / gate["env"]["GATE"]).is_file()
 
 
-def test_the_projects_own_gate_reads():
-    found = load(CI / "gate.toml", name_checks())
-    assert found.baseline.counts == CI / "counts.json"
-    assert (CI / "counts.json").is_file()
+def test_the_projects_own_gates_read_and_have_the_baselines_cells():
+    alone, live = (load(CI / name, name_checks()) for name in ("gate.toml", "pull-request.toml"))
+    assert alone.baseline.counts == live.baseline.counts == CI / "counts.json"
+    assert {cell.name for cell in alone.cells} == set(baseline.read(CI / "counts.json"))
+    assert alone.cells == live.cells
+    assert live.baseline.path is not None
+    assert live.baseline.path.resolve() == CI.parents[2] / "base"
