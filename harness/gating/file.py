@@ -75,7 +75,7 @@ class Settings(_Table):
     """``[gate]``."""
 
     margin: Fraction | None = None
-    """Of every metric without a margin of its own; None: 2.5 % on CPUs, 1 % on accelerators."""
+    """Of every metric without a margin of its own; None: on CPUs 2.5 %, 5 % of memory; on accelerators 1 %."""
     margins: dict[str, Fraction] = Field(default_factory=dict)
     """By metric."""
     budget: Duration = 300.0
@@ -137,7 +137,8 @@ class GateFile(_Table):
         """Return the relative difference of a metric that does not matter."""
         default = self.settings.margin
         if default is None:
-            default = 0.025 if on_cpu else 0.01
+            # Resident memory of the same code differs by 2 % from launch to launch (measured); counts tell exactly.
+            default = (0.05 if metric.endswith("_bytes") else 0.025) if on_cpu else 0.01
         return self.settings.margins.get(metric, default)
 
 

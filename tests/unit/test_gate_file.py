@@ -66,6 +66,8 @@ def test_a_whole_file_is_read(tmp_path):
 def test_the_default_margin_follows_the_device(tmp_path):
     found = read(tmp_path, GOOD.replace('margin = "2.5 %"\n', ""))
     assert [found.margin("step_time_s", on_cpu=cpu) for cpu in (True, False)] == [0.025, 0.01]
+    bare = read(tmp_path, GOOD.replace('margin = "2.5 %"\n', "").replace("margins =", "# margins ="))
+    assert [bare.margin("peak_memory_bytes", on_cpu=cpu) for cpu in (True, False)] == [0.05, 0.01]
 
 
 def test_every_error_is_told_at_once_with_its_place(tmp_path):
