@@ -559,7 +559,7 @@ def _compare_stored(words: Sequence[str], store: Store, markdown: Path | None, *
 
 @app.command()
 def gate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML: cells, margins, baselines; see docs/gate.md.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML: cells, margins, baselines: docs/gate.md.")],
     update_baseline: Annotated[  # noqa: FBT002  # a flag of the command line
         bool,
         typer.Option("--update-baseline", help="Count every cell and write the baseline of counts; gate nothing."),

@@ -137,7 +137,7 @@ class GateFile(_Table):
         """Return the relative difference of a metric that does not matter."""
         default = self.settings.margin
         if default is None:
-            # Resident memory of the same code differs by 2 % from launch to launch (measured); counts tell exactly.
+            # Resident memory of the same code differs by 2 % between launches (measured); counts are exact.
             default = (0.05 if metric.endswith("_bytes") else 0.025) if on_cpu else 0.01
         return self.settings.margins.get(metric, default)
 
