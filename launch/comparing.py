@@ -124,7 +124,7 @@ def _band(first: Arm, second: Arm) -> float:
     return band * QUANTISED if states - {"float32", "bfloat16"} else band
 
 
-def compare(
+def compare(  # noqa: PLR0913  # one argument an option
     arms: Sequence[Arm],
     *,
     margin: float,
@@ -133,6 +133,7 @@ def compare(
     self_check: bool = False,
     timeout_s: float = 300.0,
     different_training: bool = False,
+    ready: Callable[[Comparison], bool] | None = None,
     told: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Compare arms on this machine in one sitting.
@@ -145,6 +146,7 @@ def compare(
         self_check: let the first arm's code ride along a second time.
         timeout_s: for any one answer of a rank.
         different_training: compare arms whose losses part, too.
+        ready: asked at each look whether the comparison is decided; None: by the verdicts of all arms.
         told: hears of the start and of every launch.
 
     Returns:
@@ -187,7 +189,7 @@ def compare(
                 told(f"launch {made.number + 1} of at most {plan.looks[-1]}: {standing}, {made.took_s:.1f} s")
                 so_far = _comparison(session, plan, about, began)
                 longest = max(each.took_s for each in session.launches)
-                if next_step(so_far) != "go on" or session.spent_s() + longest > budget_s * 1.1:
+                if next_step(so_far, ready) != "go on" or session.spent_s() + longest > budget_s * 1.1:
                     break
     except ArmError as error:
         outcome, reason = "failed", str(error)

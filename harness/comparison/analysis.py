@@ -36,15 +36,16 @@ class _Look:
     decided: bool
 
 
-def analyse(comparison: Comparison, *, comparison_id: str | None = None) -> Analysis:
+def analyse(comparison: Comparison, *, comparison_id: str | None = None, whole: bool = False) -> Analysis:
     """Return every arm beside the first.
 
     Args:
         comparison: raw turns; those of launches that a guard has marked are not used.
         comparison_id: of the store.
+        whole: go by the last look there was; default: by the first that decides, as a comparison stops there.
     """
     valid = [launch for launch in comparison.launches if launch.invalid is None]
-    pairs = [_pair(comparison, valid, arm) for arm in range(1, len(comparison.arms))]
+    pairs = [_pair(comparison, valid, arm, whole=whole) for arm in range(1, len(comparison.arms))]
     notes = [
         f"the same code twice came out {pair.verdict}: this machine is not fit for comparisons now; "
         "no verdict here is evidence"
@@ -58,12 +59,25 @@ def analyse(comparison: Comparison, *, comparison_id: str | None = None) -> Anal
     return Analysis(comparison=comparison_id, pairs=tuple(pairs), spent_s=comparison.spent_s, notes=tuple(notes))
 
 
-def next_step(comparison: Comparison) -> Literal["go on", "decided", "spent"]:
-    """Return whether another launch is of use; looks at the data only where the design says so."""
+def next_step(
+    comparison: Comparison, ready: Callable[[Comparison], bool] | None = None
+) -> Literal["go on", "decided", "spent"]:
+    """Return whether another launch is of use; looks at the data only where the design says so.
+
+    Args:
+        comparison: so far.
+        ready: says whether it is decided; None: every arm but an A/A one has a verdict.
+    """
     valid = [launch for launch in comparison.launches if launch.invalid is None]
     if len(valid) in comparison.design.looks:
         arms = range(1, len(comparison.arms) - comparison.design.self_check)
-        if all(_look(comparison.design, ratios_of(valid, arm, mean_step)).decided for arm in arms or (1,)):
+        if ready is not None:
+            decided = ready(comparison)
+        else:
+            decided = all(
+                _look(comparison.design, ratios_of(valid, arm, mean_step)).decided for arm in arms or (1,)
+            )
+        if decided:
             return "decided"
     return "spent" if len(valid) >= comparison.design.looks[-1] else "go on"
 
@@ -104,22 +118,19 @@ def gate_verdict(comparison: Comparison, margin: float, arm: int = 1) -> GateVer
     return "inconclusive"
 
 
-def _look(design: Design, ratios: Sequence[float]) -> _Look:
+def _look(design: Design, ratios: Sequence[float], *, whole: bool = False) -> _Look:
     """Return the first look that decides, else the last one there was; no launches: none."""
-    last = 0
-    for count in design.looks:
-        if count > len(ratios):
-            break
-        last = count
+    reached = [count for count in design.looks if count <= len(ratios)]
+    for count in reached[-1:] if whole else reached:
         found = interval(ratios[:count], design.alpha / len(design.looks))
         if verdict(found.low, found.high, design.margin) != "inconclusive":
             return _Look(count, decided=True)
-    return _Look(last, decided=False)
+    return _Look(reached[-1] if reached else 0, decided=False)
 
 
-def _pair(comparison: Comparison, valid: Sequence[Launch], arm: int) -> Pair:
+def _pair(comparison: Comparison, valid: Sequence[Launch], arm: int, *, whole: bool = False) -> Pair:
     design = comparison.design
-    look = _look(design, ratios_of(valid, arm, mean_step))
+    look = _look(design, ratios_of(valid, arm, mean_step), whole=whole)
     used = valid[: look.launches] if look.launches else list(valid)
     metrics = {STEP_TIME: _with_stalls(_estimate(design, ratios_of(used, arm, mean_step), look), used, arm)}
     for phase in _phases(used):

@@ -39,6 +39,7 @@ class LiveComparison(Protocol):
         margin: float,
         budget_s: float,
         self_check: bool,
+        ready: Callable[[Comparison], bool],
         told: Callable[[str], None],
     ) -> Comparison:
         """Return all that was measured.
@@ -212,27 +213,39 @@ def _speed_and_memory(session: Session) -> None:
         margins = timed.margins_of(settings.margins, margin)
         session.told(f"comparing {name} with the baseline's code, up to {settings.budget:.0f} s")
         try:
-            found = _compared(session, cell.spec, margins[STEP_TIME])
+            found = _compared(session, cell.spec, margins)
         except OptbenchError as error:
             session.rows.append(_invalid("speed", name, "live comparison", str(error)))
             continue
         stored = session.store.new_document(found.kind, found.model_dump(mode="json"))
-        analysis = analyse(found, comparison_id=stored)
+        analysis = analyse(found, comparison_id=stored, whole=True)
         compared.append(timed.Compared(name, analysis, len(found.design.looks), margins))
     session.rows += timed.judged(compared)
 
 
-def _compared(session: Session, spec: RunSpec, margin: float) -> Comparison:
+def _compared(session: Session, spec: RunSpec, margins: dict[str, float]) -> Comparison:
     """Return the live comparison of one cell.
 
     Raises:
         OptbenchError: there is none, or it did not end as planned.
     """
+    from harness.comparison.analysis import analyse
+    from harness.gating import timed
+
+    def ready(so_far: Comparison) -> bool:
+        looked = timed.Compared("", analyse(so_far, whole=True), len(so_far.design.looks), margins)
+        return all(row.verdict != "inconclusive" for row in timed.judged([looked]))
+
     settings, base = session.file.settings, session.file.baseline
     python, path = (None if each is None else str(each) for each in (base.python, base.path))
     arms = (Arm(name="baseline", spec=spec, python=python, path=path), Arm(name="now", spec=spec))
     found = session.compare(
-        arms, margin=margin, budget_s=settings.budget, self_check=settings.self_check, told=session.told
+        arms,
+        margin=margins[STEP_TIME],
+        budget_s=settings.budget,
+        self_check=settings.self_check,
+        ready=ready,
+        told=session.told,
     )
     if found.outcome != "completed":
         raise OptbenchError(f"{found.outcome}: {found.reason}")
