@@ -108,7 +108,12 @@ class Arms:
         while True:
             if select.select([self._listener], [], [], POLL_S)[0]:
                 line = baton.Line(self._listener.accept()[0])
-                return line, line.receive(timeout_s)
+                try:
+                    return line, line.receive(max(1.0, deadline - time.monotonic()))
+                except (EOFError, TimeoutError) as error:
+                    what = "died" if isinstance(error, EOFError) else f"hung for {timeout_s:g} s"
+                    line.close()
+                    raise ArmError(f"a rank {what} before its first step:\n{self._tails()}") from None
             self._alive()
             if time.monotonic() > deadline:
                 raise ArmError(f"a rank did not come within {timeout_s:g} s:\n{self._tails()}")
@@ -273,6 +278,7 @@ def turn_of(
         phase_s=found["phase_s"],
         cpu_time_s=found["cpu_time_s"],
         involuntary_switches=found["involuntary_switches"],
+        took_s=took,
         steal_s=stolen_after - stolen,
         other_load=max(0.0, busy_after - busy - own) / took,
     )

@@ -63,13 +63,20 @@ class _Session:
             usual = sorted(times)[len(times) // 2]
             extra = sum(max(0.0, each - usual) for each in times) if compiles else None
             warm.append(WarmUp(step_time_s=tuple(times), steady_from=start, build_s=build_s, compile_s=extra))
-            losses.append(tuple(each for each in seen[:SAME_STEPS] if each is not None))
+            first = seen[:SAME_STEPS]
+            if None in first and set(first) != {None}:
+                raise ArmError(f"arm {self.arms[index].name} diverged: its loss is not finite in its first steps")
+            losses.append(tuple(each for each in first if each is not None))
         self._alike(losses)
         return warm, losses
 
     def _alike(self, losses: Sequence[tuple[float, ...]]) -> None:
         """Raise where an arm's first losses are not the first arm's."""
         for arm, found in zip(self.arms[1:], losses[1:], strict=True):
+            if len(found) != len(losses[0]):
+                raise ArmError(
+                    f"arm {arm.name} has no finite losses where {self.arms[0].name} has, or the reverse"
+                )
             for step, (left, right) in enumerate(zip(losses[0], found, strict=False), 1):
                 band = _band(self.arms[0], arm)
                 if not self._unlike and abs(left - right) > band * max(abs(left), abs(right)):

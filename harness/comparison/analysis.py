@@ -44,7 +44,7 @@ def analyse(comparison: Comparison, *, comparison_id: str | None = None, whole: 
         comparison_id: of the store.
         whole: go by the last look there was; default: by the first that decides, as a comparison stops there.
     """
-    valid = [launch for launch in comparison.launches if launch.invalid is None]
+    valid = _valid(comparison)
     pairs = [_pair(comparison, valid, arm, whole=whole) for arm in range(1, len(comparison.arms))]
     notes = [
         f"the same code twice came out {pair.verdict}: this machine is not fit for comparisons now; "
@@ -68,7 +68,7 @@ def next_step(
         comparison: so far.
         ready: says whether it is decided; None: every arm but an A/A one has a verdict.
     """
-    valid = [launch for launch in comparison.launches if launch.invalid is None]
+    valid = _valid(comparison)
     if len(valid) in comparison.design.looks:
         arms = range(1, len(comparison.arms) - comparison.design.self_check)
         if ready is not None:
@@ -80,6 +80,16 @@ def next_step(
         if decided:
             return "decided"
     return "spent" if len(valid) >= comparison.design.looks[-1] else "go on"
+
+
+def _valid(comparison: Comparison) -> list[Launch]:
+    """Return the launches that count: no guard has marked them, and every arm has had turns in them."""
+    arms = range(1, len(comparison.arms))
+    return [
+        launch
+        for launch in comparison.launches
+        if launch.invalid is None and all(log_ratios(launch, (0, arm), mean_step) for arm in arms)
+    ]
 
 
 def ratios_of(launches: Iterable[Launch], arm: int, quantity: Callable[[Turn], float | None]) -> list[float]:
@@ -107,7 +117,7 @@ def gate_verdict(comparison: Comparison, margin: float, arm: int = 1) -> GateVer
     found = analyse(comparison)
     if any(pair.is_self_check and pair.verdict in {"faster", "slower"} for pair in found.pairs):
         return "invalid"
-    valid = [launch for launch in comparison.launches if launch.invalid is None]
+    valid = _valid(comparison)
     ratios = ratios_of(valid, arm, mean_step)
     for count in [look for look in design.looks if look <= len(ratios)]:
         level = design.alpha / len(design.looks)

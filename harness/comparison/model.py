@@ -69,6 +69,8 @@ class Turn(_Frozen):
     """Of each timed step."""
     phase_s: dict[str, float | None] = Field(default_factory=dict)
     """``data``, ``forward``, ``backward``, ``optimizer``, …: mean of the timed steps; None: unknown."""
+    took_s: float | None = None
+    """All of the turn on the driver's clock: barrier, untimed and timed steps."""
     cpu_time_s: float | None = None
     """A timed step, all ranks' user and system time together."""
     steal_s: float | None = None

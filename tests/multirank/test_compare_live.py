@@ -125,11 +125,11 @@ def test_two_ranks_take_turns_and_another_checkout_can_be_an_arm(user, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("arm", "told"), [("mine:Dies", "a rank died in its turn"), ("mine:Hangs", "hung: no answer within 8 s")]
+    ("arm", "told"), [("mine:Dies", "a rank died in its turn"), ("mine:Hangs", "hung: no answer within 6 s")]
 )
 def test_an_arm_that_dies_or_hangs_ends_the_comparison_with_its_log(user, arm, told):
     found = user(
-        "compare", *small("adamw/forloop", arm, budget="60s"), "--timeout", "8", "--results", str(user.results)
+        "compare", *small("adamw/forloop", arm, budget="60s"), "--timeout", "6", "--results", str(user.results)
     )
     assert found.code == 1
     assert f"arm {arm} {told}" in " ".join((found.err + found.out).split())

@@ -45,6 +45,7 @@ def made(
                         started_s=0,
                         step_time_s=(abs(step), abs(step)),
                         phase_s={"optimizer": abs(step) / 4},
+                        took_s=2 * abs(step),
                         steal_s=steal[arm] * 2 * abs(step),
                     )
                 )
