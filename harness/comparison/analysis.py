@@ -12,8 +12,6 @@ from harness.comparison.estimate import (
     log_ratios,
     mean_step,
     p99,
-    p_above,
-    p_below,
     stalls,
 )
 from harness.comparison.model import STEP_TIME, Analysis, Estimate, Pair
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
     from harness.comparison.model import Comparison, Design, Launch, Turn, Verdict
 
 CPU_TIME, MEMORY = "cpu_time_s", "peak_memory_bytes"
-
-GateVerdict = Literal["regressed", "passed", "inconclusive", "invalid"]
 
 
 @dataclass(frozen=True)
@@ -106,26 +102,6 @@ def verdict(low: float, high: float, margin: float) -> Verdict:
     if high < 0:
         return "faster"
     return "slower" if low > 0 else "inconclusive"
-
-
-def gate_verdict(comparison: Comparison, margin: float, arm: int = 1) -> GateVerdict:
-    """Return the one-sided verdict on the step time of an arm: at 99 %, shared by the looks.
-
-    ``regressed``: the lower bound exceeds the margin; ``passed``: the upper bound lies below it.
-    """
-    design = comparison.design
-    found = analyse(comparison)
-    if any(pair.is_self_check and pair.verdict in {"faster", "slower"} for pair in found.pairs):
-        return "invalid"
-    valid = _valid(comparison)
-    ratios = ratios_of(valid, arm, mean_step)
-    for count in [look for look in design.looks if look <= len(ratios)]:
-        level = design.alpha / len(design.looks)
-        if p_above(ratios[:count], math.log1p(margin)) < level:
-            return "regressed"
-        if p_below(ratios[:count], math.log1p(margin)) < level:
-            return "passed"
-    return "inconclusive"
 
 
 def _look(design: Design, ratios: Sequence[float], *, whole: bool = False) -> _Look:

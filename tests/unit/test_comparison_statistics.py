@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.comparison.analysis import analyse, gate_verdict, next_step
+from harness.comparison.analysis import analyse, next_step
 from harness.comparison.designing import design, out_of_reach
 from harness.comparison.estimate import hodges_lehmann, holm, interval, p_above, p_below
 from harness.comparison.guards import invalid
@@ -138,19 +138,11 @@ def test_intervals_cover_and_false_alarms_are_rare_over_all_looks_together():
     assert missed / 4000 < 0.012
 
 
-def test_a_gate_tells_a_regression_beyond_the_margin_from_one_within():
-    assert gate_verdict(made(1.1), 0.025) == "regressed"
-    assert gate_verdict(made(1.0), 0.025) == "passed"
-    assert gate_verdict(made(0.9), 0.025) == "passed"
-    assert gate_verdict(made(1.025, spread=0.01), 0.025) == "inconclusive"
-
-
 def test_an_alarm_of_the_same_code_twice_spoils_the_evidence():
     comparison = made(1.2, self_check=True)
     found = analyse(comparison)
     assert found.pairs[0].is_self_check
     assert "not fit for comparisons" in found.notes[0]
-    assert gate_verdict(comparison, 0.025) == "invalid"
 
 
 def test_holm_adjusts_the_smallest_by_all_and_keeps_their_order():
