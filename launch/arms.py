@@ -58,8 +58,15 @@ class Arms:
         self._listener.listen(256)
         self._stack.callback(self._end_processes)
         self._stack.enter_context(processes.guarded(self._marker))
-        for index, arm in enumerate(self.arms):
-            self._processes.append(self._start(index, arm))
+        try:
+            for index, arm in enumerate(self.arms):
+                self._processes.append(self._start(index, arm))
+        except OSError as error:
+            self.__exit__()
+            raise ArmError(f"arm {arm.name} cannot be started: {error}") from error
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,7 +75,7 @@ class Arms:
         self._stack.close()
 
     def _end_processes(self) -> None:
-        for process in self._processes or [None]:  # type: ignore[list-item]
+        for process in self._processes:
             processes.end(self._marker, process)
 
     def _start(self, index: int, arm: Arm) -> subprocess.Popen[bytes]:
@@ -77,7 +84,9 @@ class Arms:
         words += [f"--nproc-per-node={spec.world_size}", "--master-addr=127.0.0.1", "--max-restarts=0"]
         words += [f"--master-port={local.free_port()}", f"--log-dir={self._folder / f'torchrun-{index}'}"]
         words += [str(Path(baton.__file__)), f"--socket={self._folder / 'baton'}", f"--arm={index}"]
-        words += [f"--spec={spec.model_dump_json()}"] + ([f"--path={arm.path}"] if arm.path else [])
+        words += [f"--spec={spec.model_dump_json(exclude_defaults=True)}"] + (
+            [f"--path={arm.path}"] if arm.path else []
+        )
         settings = local.environment(spec, self._marker, os.environ) | ASLEEP | arm.env
         return processes.start(words, settings, self._log(index))
 

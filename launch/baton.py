@@ -158,15 +158,11 @@ def _strategy(name: str) -> Any:
 
 
 def _spec(fields: dict[str, Any]) -> Any:
-    """Return the arm's own RunSpec; fields that an older one lacks are left out if they are empty."""
+    """Return the arm's own RunSpec; the driver sends no defaults, which an older one may not know."""
     from harness.spec import RunSpec
 
-    known = {name: value for name, value in fields.items() if name in RunSpec.model_fields}
-    unknown = [name for name in fields if name not in known and fields[name] not in (None, {}, [], 1, "single")]
-    if unknown:
-        raise ValueError(f"this checkout's RunSpec knows no {', '.join(unknown)}")
-    known |= {"steps": STEPS_WITHOUT_END, "warmup_steps": 0, "schedule": "constant"}
-    return RunSpec.model_validate_json(json.dumps(known))
+    endless = {"steps": STEPS_WITHOUT_END, "warmup_steps": 0, "schedule": "constant"}
+    return RunSpec.model_validate_json(json.dumps(fields | endless))
 
 
 def _scatter() -> list[object]:
