@@ -1,5 +1,6 @@
 """``optbench compare``: real worlds that take turns, arms of one's own, that die, hang or train something else."""
 
+import json
 import subprocess
 import tempfile
 import textwrap
@@ -122,6 +123,8 @@ def test_two_ranks_take_turns_and_another_checkout_can_be_an_arm(user, tmp_path)
     (pair,) = found.json["comparisons"]
     assert pair["arms"] == ["here", "there"]
     assert pair["launches"] >= 4
+    stored = json.loads((user.results / found.json["id"] / "manifest.json").read_text(encoding="utf-8"))
+    assert [Path(each["harness"]).parent for each in stored["facts"]] == [root, older]
 
 
 @pytest.mark.parametrize(
