@@ -485,6 +485,8 @@ def compare(  # noqa: PLR0913, PLR0917  # one parameter an option
         if arms
         else comparing.from_file(Path((words or [""])[0]))
     )
+    share = comparing.margin(margin or told.get("margin", "2.5%"))
+    budget_s = comparing.seconds(budget or told.get("budget", "120s"))
     specs = [arm.spec for arm in found]
     machine = _machine(None, specs)
     plan_found = _plan(specs, machine)
@@ -499,9 +501,9 @@ def compare(  # noqa: PLR0913, PLR0917  # one parameter an option
     checked = told.get("self_check", False) if self_check is None else self_check
     comparison = live_comparison.compare(
         sides,
-        margin=comparing.margin(margin or told.get("margin", "2.5%")),
-        budget_s=comparing.seconds(budget or told.get("budget", "120s")),
-        seed=(seed or [0])[0] if isinstance(seed, list) else (seed or 0),
+        margin=share,
+        budget_s=budget_s,
+        seed=sides[0].spec.seed,
         self_check=bool(checked),
         timeout_s=timeout,
         different_training=different_training,
