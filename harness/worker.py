@@ -35,6 +35,7 @@ from harness.interfaces import DataShard, Observed, World
 from harness.loop import steps, turns
 from harness.rankfile import RankWriter, read_rank_file
 from harness.registry import COLLECTORS, OPTIMIZERS, WORKLOADS, strategy
+from harness.seeding import seed_generators
 from harness.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class _Rank:
         spec = self._spec
         torch.set_num_threads(spec.threads or 1)
         world = _join(spec)
-        torch.manual_seed(spec.seed)
+        seed_generators(spec.seed)
         _arithmetic(spec)
         workload = contract.construct(WORKLOADS.get(spec.workload), spec)
         imported_rss_bytes = _resident_bytes()

@@ -245,6 +245,9 @@ def _take_turns(driver: Line, where: dict[str, int], fields: dict[str, Any]) -> 
     torch.set_num_threads(spec.threads or 1)
     world = worker._join(spec)  # noqa: SLF001  # an older checkout has no other
     torch.manual_seed(spec.seed)
+    random.seed(spec.seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(spec.seed % 2**32)
     worker._arithmetic(spec)  # noqa: SLF001  # likewise
     workload = _constructed(WORKLOADS.get(spec.workload), spec)
     engine = _strategy(spec.strategy).start(workload, OPTIMIZERS.get(spec.optimizer), spec, world)

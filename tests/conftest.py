@@ -9,7 +9,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("searching", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("OPTBENCH_HYPOTHESIS", "repeatable"))
 
 OUTSIDE = Path(__file__).parent / "multirank" / "outside"
 

@@ -29,6 +29,7 @@ from harness.counts.sampling import long_run
 from harness.interfaces import DataShard, World
 from harness.registry import OPTIMIZERS, WORKLOADS, strategy
 from harness.schedule import factor
+from harness.seeding import seed_generators
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,7 +96,7 @@ def counted(job: Job, world: World) -> RankResult:
     """
     spec = job.spec
     torch.set_num_threads(spec.threads or 1)
-    torch.manual_seed(spec.seed)
+    seed_generators(spec.seed)
     tf32 = spec.precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     if "torch._dynamo" in sys.modules:

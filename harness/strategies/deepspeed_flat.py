@@ -15,6 +15,7 @@ from torch import Tensor
 
 from harness.errors import OptbenchError, UnsupportedError
 from harness.interfaces import ParamGroup
+from harness.seeding import seed_generators
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -121,7 +122,7 @@ class _Trial:
         self._optimizer, self._samples, self._spec = optimizer, samples, spec
 
     def _built(self) -> tuple[torch.optim.Optimizer, dict[str, torch.nn.Parameter]]:
-        torch.manual_seed(self._spec.seed)
+        seed_generators(self._spec.seed)
         fresh = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in _named(self._samples)}
         groups = [
             ParamGroup(g.names, tuple(fresh[name] for name in g.names), g.role, g.decay, g.lr_scale)

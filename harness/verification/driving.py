@@ -6,13 +6,12 @@ import copy
 import itertools
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-
 from harness import contract, loop
 from harness.errors import UnsupportedError
 from harness.precision import model_dtype, stepped_dtype
 from harness.registry import strategy
 from harness.schedule import factor
+from harness.seeding import seed_generators
 from harness.verification.known import Stream, Trial
 from harness.verification.linear import TARGET, Linear
 
@@ -74,7 +73,7 @@ class Driven:
     def __init__(self, optimizer: Optimizer, spec: RunSpec, world: World) -> None:
         self._spec, self._world = spec, world
         self._workload = Linear(**cast("dict[str, Any]", spec.workload_options))
-        torch.manual_seed(spec.seed)
+        seed_generators(spec.seed)
         self.engine: Engine = strategy(spec.strategy).start(self._workload, optimizer, spec, world)
         self._has_masters = stepped_dtype(spec.precision) != model_dtype(spec.precision)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from harness.seeding import seed_generators
 from harness.verification.besides import besides, nonfinite
 from harness.verification.certificate import Check, Verdict
 from harness.verification.playing import Player, RefusedError, play
@@ -149,7 +150,7 @@ class _Differential:
             seed: of those that draw numbers.
             lr: the constructor's learning rate.
         """
-        torch.manual_seed(seed)
+        seed_generators(seed)
         spec = self.spec if lr is None else self.spec.model_copy(update={"lr": lr})
         player = Player(self.optimizer, spec, self.scenario)
         for number in range(1, STEPS + 1):

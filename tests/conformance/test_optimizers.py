@@ -5,7 +5,6 @@ import dataclasses
 import importlib
 import json
 import math
-import random
 import shutil
 
 import pytest
@@ -18,6 +17,7 @@ from harness.machine import Constructor, Machine
 from harness.optimizers.construct import facts, set_lr
 from harness.registry import OPTIMIZERS
 from harness.schedule import factor
+from harness.seeding import seed_generators
 from harness.spec import RunSpec
 
 pytestmark = [
@@ -306,8 +306,7 @@ def test_state_saved_and_loaded_goes_on_as_if_nothing_had_happened(name, here):
         tensor.data.copy_(saved.data)
     for step in range(3, 6):
         for each, made in ((problem, optimizer), (resumed, other)):
-            torch.manual_seed(step)  # some draw numbers
-            random.seed(step)
+            seed_generators(step)  # some draw numbers
             set_lr(made, 0.5)
             each.step(made, entry, step)
     assert torch.equal(problem.values(), resumed.values())
