@@ -615,6 +615,48 @@ def gate(
     raise typer.Exit(EXIT_CODES[found.verdict])
 
 
+@app.command()
+def selftest(  # one parameter an option
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--setting", metavar="SETTING", help="alone, neighbour, two-ranks. Repeatable. Default: all."
+        ),
+    ] = None,
+    launches: Annotated[int, typer.Option(min=12, help="In each setting's pool, which replays draw from.")] = 24,
+    gates: Annotated[int, typer.Option(min=0, help="Complete live gates of each kind.")] = 20,
+    replays: Annotated[int, typer.Option(min=1, help="Of each kind.")] = 2000,
+    stored: Annotated[
+        list[str] | None,
+        typer.Option("--from", metavar="ID", help="Replay stored pools; run nothing. Repeatable."),
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="MD", help="Write the table as Markdown, too.")] = None,
+    results: Results = Path("results"),
+    as_json: Json = False,  # noqa: FBT002  # a flag of the command line
+) -> None:
+    """Measure this machine's comparisons: false alarms, planted slowdowns, and peers' methods. About an hour."""
+    from harness.store import Store
+    from harness.verbs import comparing, measuring
+
+    store = Store(results)
+    known = ("alone", "neighbour", "two-ranks")
+    unknown = [each for each in settings or [] if each not in known]
+    if unknown:
+        raise InvalidInputError([Problem("--setting", f"no setting {unknown[0]}", ", ".join(known))])
+    if stored:
+        rows = measuring.replayed("stored", [comparing.load(store, each)[1] for each in stored], replays)
+    else:
+        chosen: Any = list(dict.fromkeys(settings or known))
+        rows = measuring.measured(chosen, launches, gates, replays, store, _tell)
+    if markdown is not None:
+        markdown.write_text(measuring.markdown(rows), encoding="utf-8")
+    if as_json:
+        _print_json(measuring.document(rows))
+    else:
+        output.print(measuring.table(rows))
+    raise typer.Exit(1 if any(row.met is False for row in rows) else 0)
+
+
 def _tell(text: str) -> None:
     errors.print(text, markup=False)
 

@@ -16,6 +16,7 @@ TURN_S = 0.04
 LEAST_ROUNDS, MOST_ROUNDS = 20, 150
 LEAST_LEAD_STEPS = 1
 ALPHA = 0.01
+"""Two-sided error of all looks at all arms together: each arm beside the first gets its share (Bonferroni)."""
 
 
 def design(
@@ -52,7 +53,7 @@ def design(
         if rounds >= LEAST_ROUNDS:
             return Design(
                 looks=looks,
-                alpha=ALPHA,
+                alpha=ALPHA / max(1, arms - 1 - self_check),
                 margin=margin,
                 rounds=min(rounds, MOST_ROUNDS),
                 turn_steps=turn_steps,

@@ -41,7 +41,7 @@ class Design(_Frozen):
     looks: tuple[int, ...]
     """Numbers of valid launches at which the data are looked at, rising."""
     alpha: float = 0.01
-    """Two-sided error over all looks together."""
+    """Two-sided error of one arm beside the first, over all looks together: 1 % shared by the arms."""
     margin: float
     """Relative difference that does not matter, 0.025 for 2.5 %."""
     rounds: int

@@ -1,0 +1,85 @@
+"""What ``optbench selftest`` shows: figures beside their targets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.table import Table
+
+    from harness.comparison.model import Comparison
+    from harness.store import Store
+    from launch.selftest import Row, Setting
+
+
+def measured(  # one argument an option
+    settings: Sequence[Setting],
+    launches: int,
+    gates: int,
+    count: int,
+    store: Store,
+    told: Callable[[str], None],
+) -> list[Row]:
+    """Measure in each setting, store the pools, and return what came of them.
+
+    Raises:
+        OptbenchError: an arm could not run.
+        OSError: a pool cannot be stored.
+    """
+    from harness.verbs import comparing
+    from launch import selftest
+
+    rows: list[Row] = []
+    for setting in settings:
+        told(f"{setting}: {launches} launches of five arms")
+        found = selftest.pool(setting, launches, told)
+        for each in found:
+            told(f"stored: {comparing.save(store, each)}")
+        rows += replayed(setting, found, count)
+    return rows + (selftest.gate_rows(gates, told) if gates else [])
+
+
+def replayed(setting: str, pool: Sequence[Comparison], count: int) -> list[Row]:
+    """Return what replays of stored comparisons of the selftest's arms say.
+
+    Raises:
+        OptbenchError: they are of other arms, or no two launches of them are valid.
+    """
+    from harness.comparison.designing import LOOKS
+    from harness.errors import OptbenchError
+    from launch import selftest
+
+    if any(len(each.arms) != 2 + len(selftest.SHARES) for each in pool):
+        raise OptbenchError("--from: not a pool of the selftest; name comparisons that optbench selftest stored")
+    valid = [launch for each in pool for launch in each.launches if launch.invalid is None]
+    if len(valid) < LOOKS[0][-1]:
+        raise OptbenchError(f"{setting}: {len(valid)} valid launches; {LOOKS[0][-1]} or more are needed")
+    return selftest.rows_of(setting, valid, count)
+
+
+def document(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the rows as JSON."""
+    return {"rows": [row._asdict() for row in rows]}
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Return the rows for the terminal."""
+    from rich.table import Table
+
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for head in ("setting", "measured", "found", "target", "met"):
+        shown.add_column(head, overflow="fold")
+    words = {True: "yes", False: "no", None: ""}
+    for row in rows:
+        shown.add_row(row.setting, row.what, row.found, row.target, words[row.met])
+    return shown
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the rows as a table in Markdown."""
+    words = {True: "yes", False: "**no**", None: ""}
+    lines = ["| setting | measured | found | target | met |", "| :-- | :-- | :-- | :-- | :-- |"]
+    lines += [f"| {row.setting} | {row.what} | {row.found} | {row.target} | {words[row.met]} |" for row in rows]
+    return "\n".join(lines) + "\n"
