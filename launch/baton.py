@@ -165,7 +165,7 @@ def _spec(fields: dict[str, Any]) -> Any:
     return RunSpec.model_validate_json(json.dumps(fields | endless))
 
 
-def _scatter() -> list[object]:
+def scatter() -> list[object]:
     """Return memory of random sizes, to be kept: a forked launch must not inherit the layout of the one before."""
     chance = random.Random(os.urandom(16))  # noqa: S311  # a layout, no secret
     kept: list[object] = [mmap.mmap(-1, mmap.PAGESIZE * chance.randint(1, 4096)) for _ in range(4)]
@@ -183,7 +183,7 @@ def _child(options: argparse.Namespace, rank: int, message: dict[str, Any]) -> i
     """Be this rank in one launch; return the exit code."""
     _die_with_parent()
     driver = connected(options.socket)
-    kept = _scatter()
+    kept = scatter()
     where = {"arm": options.arm, "rank": rank, "number": message["number"]}
     try:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(message["port"])}

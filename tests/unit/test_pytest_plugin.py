@@ -1,0 +1,145 @@
+"""The plug-in as another project's test suite uses it: a pytest of its own over files of its own."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from optbench import InconclusiveWarning, assert_not_slower
+from optbench.paired import can_fork
+
+WORK = "def work(n):\n    return lambda: sum(range(n))\n"
+
+
+def python(folder, *words, timeout=120):
+    settings = {key: each for key, each in os.environ.items() if not key.startswith(("COLUMNS", "PYTEST"))}
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env={**settings, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def suite(folder, text, *words):
+    (folder / "test_theirs.py").write_text(text)
+    return python(folder, "-m", "pytest", "-q", "--strict-markers", "-W", "error", *words)
+
+
+def asserted(folder, candidate, baseline, more=""):
+    text = f"{WORK}import optbench\nprint(optbench.assert_not_slower({candidate}, {baseline}{more}))"
+    return python(folder, "-c", text)
+
+
+def test_the_same_work_is_not_slower(tmp_path):
+    done = asserted(tmp_path, "work(3000)", "work(3000)", ", margin=0.25, budget_s=8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("not slower") or "InconclusiveWarning" in done.stderr
+    assert "forked launches" in done.stdout
+
+
+def test_twice_the_work_fails_with_ratio_and_bounds(tmp_path):
+    done = asserted(tmp_path, "work(6000)", "work(3000)", ", budget_s=8")
+    assert "AssertionError: slower: " in done.stderr
+    assert "99 % bounds" in done.stderr
+
+
+def test_an_exception_in_a_callable_comes_out_with_its_text(tmp_path):
+    done = asserted(tmp_path, "lambda: 1 / 0", "work(10)")
+    assert "RuntimeError: in a launch" in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_a_callable_that_hangs_is_ended(tmp_path):
+    done = asserted(tmp_path, "lambda: __import__('time').sleep(60)", "work(10)", ", timeout_s=1")
+    assert "TimeoutError: a launch of both callables did not end within 1 s" in done.stderr
+
+
+def test_a_process_that_dies_is_told(tmp_path):
+    done = asserted(tmp_path, "lambda: __import__('os')._exit(3)", "work(10)")
+    assert "RuntimeError: a launch's process died, status 3" in done.stderr
+
+
+def test_too_small_a_budget_warns_or_fails_as_asked():
+    with pytest.warns(InconclusiveWarning, match="a larger budget_s or margin decides"):
+        found = assert_not_slower(int, int, budget_s=1e-6)
+    assert found.verdict == "inconclusive"
+    with pytest.raises(AssertionError, match="inconclusive"):
+        assert_not_slower(int, int, budget_s=1e-6, strict=True)
+
+
+@pytest.mark.parametrize("wrong", [{"margin": -0.1}, {"margin": float("nan")}, {"budget_s": 0}, {"timeout_s": -1}])
+def test_numbers_without_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match="not negative"):
+        assert_not_slower(int, int, **wrong)
+
+
+def test_beside_other_threads_launches_stay_in_the_process():
+    import threading
+
+    ended = threading.Event()
+    other = threading.Thread(target=ended.wait)
+    other.start()
+    try:
+        assert not can_fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InconclusiveWarning)
+            assert assert_not_slower(int, int, margin=1.0, budget_s=1).kind == "in-process"
+    finally:
+        ended.set()
+        other.join()
+
+
+def test_steps_go_through_pytest_benchmark_with_its_storage_and_comparison(tmp_path):
+    text = """
+import pytest
+@pytest.mark.optbench(["sgd/foreach", "adamw/f*"], workload="linear_regression")
+def test_step(optbench):
+    assert optbench.step() > 0
+def test_own(optbench):
+    with pytest.raises(AssertionError):
+        optbench.assert_not_slower(lambda: sum(range(9000)), lambda: sum(range(3000)), budget_s=8)
+@pytest.mark.optbench("adamw/apex", workload="linear_regression")
+def test_elsewhere(optbench):
+    optbench.step()
+"""
+    first = suite(tmp_path, text, "-rs", "--benchmark-only", "--benchmark-autosave", "--benchmark-max-time=0.1")
+    assert first.returncode == 0, first.stdout
+    assert "test_step[sgd/foreach]" in first.stdout
+    assert "test_step[adamw/fused]" in first.stdout
+    assert "adamw/apex" in first.stdout
+    stored = next(tmp_path.glob(".benchmarks/*/*.json")).read_text()
+    assert '"optimizer": "adamw/fused"' in stored
+    second = suite(tmp_path, text, "--benchmark-compare", "--benchmark-max-time=0.1")
+    assert second.returncode == 0, second.stdout
+    assert "(0001_" in second.stdout
+
+
+def test_without_pytest_benchmark_a_step_says_what_to_install_and_assertions_work(tmp_path):
+    text = """
+def test_step(optbench):
+    optbench.step("sgd/foreach")
+def test_paired(optbench):
+    assert optbench.assert_not_slower(int, int, margin=3.0, budget_s=6).verdict == "not slower"
+"""
+    done = suite(tmp_path, text, "-p", "no:benchmark")
+    assert "pip install 'optbench[pytest]'" in done.stdout
+    assert "1 failed, 1 passed" in done.stdout
+
+
+def test_the_plugin_imports_no_torch(tmp_path):
+    done = python(
+        tmp_path, "-c", "import sys, optbench.plugin; print({'torch', 'scipy', 'numpy'} & set(sys.modules))"
+    )
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_a_marker_without_a_known_optimizer_is_a_usage_error(tmp_path):
+    text = "import pytest\n@pytest.mark.optbench('none/*')\ndef test_step(optbench): ...\n"
+    done = suite(tmp_path, text)
+    assert "no optimizer is called none/*" in done.stdout + done.stderr
