@@ -499,6 +499,7 @@ def compare(  # noqa: PLR0913, PLR0917  # one parameter an option
     from launch import comparing as live_comparison
 
     checked = told.get("self_check", False) if self_check is None else self_check
+    kept = comparing.Kept(store)
     comparison = live_comparison.compare(
         sides,
         margin=share,
@@ -508,8 +509,9 @@ def compare(  # noqa: PLR0913, PLR0917  # one parameter an option
         timeout_s=timeout,
         different_training=different_training,
         told=_tell,
+        kept=kept.write,
     )
-    name = comparing.save(store, comparison)
+    name = kept.write(comparison)
     raise typer.Exit(_show_comparison(name, comparison, markdown, svg, as_json=as_json))
 
 

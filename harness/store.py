@@ -283,6 +283,15 @@ class Store:
             write_atomically(folder / MANIFEST, seal({"schema_version": SCHEMA_VERSION, **document}) + b"\n")
         return name
 
+    def replace_document(self, name: str, document: Mapping[str, object]) -> None:
+        """Write a document anew, in one go: a reader finds the old one or the new one.
+
+        Raises:
+            OSError: it cannot be written; the old one is left.
+        """
+        sealed = seal({"schema_version": SCHEMA_VERSION, **document}) + b"\n"
+        write_atomically(self.root / name / MANIFEST, sealed)
+
     def documents(self, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the folder's name and content of every document of a kind that can be read, the latest first.
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 WARM_UP_STEPS = (12, 24, 48)
 """Steps of a warm-up after which is asked whether it is over."""
 
+UNFINISHED = "incomplete: its driver was killed, or is still at it"
+
 SAME_STEPS = 3
 """Losses of the first steps must agree: later ones may part by rounding alone."""
 
@@ -144,6 +146,7 @@ def compare(  # noqa: PLR0913  # one argument an option
     different_training: bool = False,
     ready: Callable[[Comparison], bool] | None = None,
     told: Callable[[str], None] = lambda _: None,
+    kept: Callable[[Comparison], object] = lambda _: None,
 ) -> Comparison:
     """Compare arms on this machine in one sitting.
 
@@ -157,6 +160,7 @@ def compare(  # noqa: PLR0913  # one argument an option
         different_training: compare arms whose losses part, too.
         ready: asked at each look whether the comparison is decided; None: by the verdicts of all arms.
         told: hears of the start and of every launch.
+        kept: gets what there is after every launch, so that it can be stored.
 
     Returns:
         The comparison; an arm that fails ends it with outcome ``failed`` and what was measured until then.
@@ -197,6 +201,7 @@ def compare(  # noqa: PLR0913  # one argument an option
                 standing = made.invalid or "valid"
                 told(f"launch {made.number + 1} of at most {plan.looks[-1]}: {standing}, {made.took_s:.1f} s")
                 so_far = _comparison(session, plan, about, began)
+                kept(so_far.model_copy(update={"outcome": "incomplete", "reason": UNFINISHED}))
                 longest = max(each.took_s for each in session.launches)
                 if next_step(so_far, ready) != "go on" or session.spent_s() + longest > budget_s * 1.1:
                     break

@@ -124,7 +124,8 @@ class Comparison(_Frozen):
     environment: dict[str, JsonValue] = Field(default_factory=dict)
     facts: tuple[dict[str, JsonValue], ...] = ()
     """By arm: versions, the real optimizer's class and flags, the checkout's commit."""
-    outcome: Literal["completed", "failed", "interrupted"] = "completed"
+    outcome: Literal["completed", "failed", "interrupted", "incomplete"] = "completed"
+    """``incomplete``: what stands in the store until the end, and for good where the driver is killed."""
     reason: str | None = None
     started_unix_s: float
     spent_s: float

@@ -201,13 +201,38 @@ def _missing_packages(arm: Arm) -> list[str]:
     return done.stdout.split()
 
 
+class Kept:
+    """A comparison in the store, written anew after every launch: a driver that is killed loses only the last one.
+
+    Attributes:
+        name: of its folder; None until there is something.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.name: str | None = None
+
+    def write(self, comparison: Comparison) -> str:
+        """Write what there is, raw turns included; return the name of its folder.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        document = comparison.model_dump(mode="json")
+        if self.name is None:
+            self.name = self._store.new_document(KIND, document)
+        else:
+            self._store.replace_document(self.name, document)
+        return self.name
+
+
 def save(store: Store, comparison: Comparison) -> str:
-    """Write a comparison, raw turns included; return the name of its folder.
+    """Write a comparison that has ended; return the name of its folder.
 
     Raises:
         OSError: it cannot be written.
     """
-    return store.new_document(KIND, comparison.model_dump(mode="json"))
+    return Kept(store).write(comparison)
 
 
 def load(store: Store, word: str) -> tuple[str, Comparison]:

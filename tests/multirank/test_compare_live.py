@@ -1,9 +1,11 @@
 """``optbench compare``: real worlds that take turns, arms of one's own, that die, hang or train something else."""
 
 import json
+import shutil
 import subprocess
 import tempfile
 import textwrap
+import time
 from pathlib import Path
 
 import psutil
@@ -160,3 +162,29 @@ def test_bad_words_are_explained_with_the_remedy(user, tmp_path):
     assert found.code == 2
     assert "/no/such/python is no program" in found.err
     assert "nowhere is no checkout of optbench" in found.err
+
+
+def test_a_driver_that_is_killed_leaves_its_launches_in_the_store_and_no_process(user):
+    words = ("--arm", "sgd/foreach", "--arm", "sgd/fused", "--budget", "60s", "--margin", "0", "--no-verify")
+    with subprocess.Popen(
+        user.command("compare", "--workload", "linear_regression", *words, "--results", str(user.results)),
+        cwd=user.cwd,
+        env=user.environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as driver:
+        for line in driver.stderr:
+            if line.startswith("launch 2"):
+                break
+        driver.kill()
+    deadline = time.monotonic() + 20
+    while any("baton.py" in " ".join(_words(each)) for each in psutil.process_iter()):
+        assert time.monotonic() < deadline, "its ranks live on"
+        time.sleep(0.1)
+    for folder in Path(tempfile.gettempdir()).glob("optbench-arms-*"):
+        shutil.rmtree(folder)  # who is killed cannot clean up
+    done = user("compare", "--from", "latest", "--json")
+    assert done.json["outcome"] == "incomplete"
+    assert done.code == 1
+    assert "its driver was killed" in user("compare", "--from", "latest").out
