@@ -444,6 +444,12 @@ def compare(  # noqa: PLR0913, PLR0917  # one parameter an option
         bool, typer.Option("--allow-different-training", help="Compare arms whose losses part, too.")
     ] = False,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For any one answer of an arm.")] = 300.0,
+    fresh: Annotated[  # noqa: FBT002  # a flag of the command line
+        bool, typer.Option("--fresh", help="Start every launch with new interpreters; slower, no surer.")
+    ] = False,
+    apart: Annotated[  # noqa: FBT002  # a flag of the command line
+        bool, typer.Option("--apart", help="One arm in memory at a time, in ABBA order, from the start.")
+    ] = False,
     stored: Annotated[
         str | None, typer.Option("--from", metavar="ID", help="Analyse a stored comparison again; or latest.")
     ] = None,
@@ -508,6 +514,8 @@ def compare(  # noqa: PLR0913, PLR0917  # one parameter an option
         self_check=bool(checked),
         timeout_s=timeout,
         different_training=different_training,
+        fresh=fresh,
+        resident=not apart,
         told=_tell,
         kept=kept.write,
     )

@@ -11,6 +11,16 @@ if TYPE_CHECKING:
 
     import torch
 
+REASONS = {
+    "sw_power_cap": 0x04,
+    "hw_slowdown": 0x08,
+    "sync_boost": 0x10,
+    "sw_thermal": 0x20,
+    "hw_thermal": 0x40,
+    "hw_power_brake": 0x80,
+}
+"""Why clocks are held down, as bits of NVML's clocks event reasons (nvml.h, nvmlClocksEventReasons)."""
+
 
 class Library:
     """A loaded and initialised NVML.

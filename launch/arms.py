@@ -13,13 +13,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.comparison.model import Turn
 from harness.errors import OptbenchError
-from launch import baton, local, processes
+from launch import baton, local, memory_kills, processes
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from harness.comparison.model import Arm
 
@@ -32,6 +31,14 @@ ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": 
 
 class ArmError(OptbenchError):
     """An arm could not start, died or hung; names it, and what its log says last."""
+
+
+class OutOfMemoryError(ArmError):
+    """An arm found too little memory: of an accelerator, or the kernel killed it."""
+
+
+NO_MEMORY = ("OutOfMemoryError", "out of memory", "MemoryError", "not enough memory", "Cannot allocate memory")
+"""What torch, its allocators and Python say where memory is short."""
 
 
 class Arms:
@@ -50,6 +57,7 @@ class Arms:
         self._ranks: dict[tuple[int, int], baton.Line] = {}
         self._children: dict[tuple[int, int], baton.Line] = {}
         self._number = -1
+        self._kills = memory_kills.count()
 
     def __enter__(self) -> Self:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="optbench-arms-")))
@@ -59,11 +67,7 @@ class Arms:
         self._stack.callback(self._end_processes)
         self._stack.enter_context(processes.guarded(self._marker))
         try:
-            for index, arm in enumerate(self.arms):
-                self._processes.append(self._start(index, arm))
-        except OSError as error:
-            self.__exit__()
-            raise ArmError(f"arm {arm.name} cannot be started: {error}") from error
+            self._start_all()
         except BaseException:
             self.__exit__()
             raise
@@ -77,6 +81,27 @@ class Arms:
     def _end_processes(self) -> None:
         for process in self._processes:
             processes.end(self._marker, process)
+        self._processes.clear()
+
+    def _start_all(self) -> None:
+        for index, arm in enumerate(self.arms):
+            try:
+                self._processes.append(self._start(index, arm))
+            except OSError as error:
+                raise ArmError(f"arm {arm.name} cannot be started: {error}") from error
+
+    def renew(self) -> list[dict[str, Any]]:
+        """End every world and start it again with new interpreters, between two launches; see `prepared`.
+
+        Raises:
+            ArmError: one cannot start again.
+        """
+        for line in self._ranks.values():
+            line.close()
+        self._ranks.clear()
+        self._end_processes()
+        self._start_all()
+        return self.prepared()
 
     def _start(self, index: int, arm: Arm) -> subprocess.Popen[bytes]:
         spec = arm.spec
@@ -132,18 +157,19 @@ class Arms:
             if process.poll() is not None:
                 raise self._error(index, f"ended with code {process.poll()}")
 
-    def launch(self) -> list[float]:
-        """Start a launch of every arm; return how long each took to build its engine, in seconds.
+    def launch(self, indices: Sequence[int]) -> dict[int, float]:
+        """Start a launch of some arms; return how long each took to build its engine, in seconds.
 
         Raises:
             ArmError: one failed, or did not answer in time.
         """
         self._number += 1
-        ports = [local.free_port() for _ in self.arms]
-        for (index, _), line in self._ranks.items():
-            line.send("launch", number=self._number, port=ports[index])
-        took = [0.0] * len(self.arms)
-        for _ in self._ranks:
+        ports = {index: local.free_port() for index in indices}
+        called = [(index, line) for (index, _), line in self._ranks.items() if index in ports]
+        for index, line in called:
+            self._send(index, line, "launch", number=self._number, port=ports[index])
+        took = dict.fromkeys(indices, 0.0)
+        for _ in called:
             line, message = self._accepted(self._timeout_s)
             if message["kind"] == "failed":
                 raise self._error(message["arm"], message["reason"])
@@ -175,20 +201,20 @@ class Arms:
             "losses": [None if None in each else sum(each) / len(each) for each in losses],
         }
 
-    def end_launch(self) -> tuple[list[int], list[dict[str, Any]]]:
+    def end_launch(self) -> tuple[dict[int, int], dict[int, dict[str, Any]]]:
         """End the launch's processes; return each arm's peak memory over its ranks, and rank 0's facts.
 
         Raises:
             ArmError: one failed, or did not answer in time.
         """
-        peaks, facts = [], []
-        for index in range(len(self.arms)):
+        peaks, facts = {}, {}
+        for index in sorted({index for index, _ in self._children}):
             lines = self._of(index)
             for line in lines:
                 self._send(index, line, "end")
             answers = [self._answer(index, line) for line in lines]
-            peaks.append(sum(int(each["peak_memory_bytes"]) for each in answers))
-            facts.append(answers[0]["facts"])
+            peaks[index] = sum(int(each["peak_memory_bytes"]) for each in answers)
+            facts[index] = answers[0]["facts"]
         for line in self._children.values():
             line.close()
         self._children.clear()
@@ -217,7 +243,11 @@ class Arms:
         return message
 
     def _error(self, index: int, what: str) -> ArmError:
-        return ArmError(f"arm {self.arms[index].name} {what}\n{self._tail(index)}".rstrip())
+        text = f"arm {self.arms[index].name} {what}\n{self._tail(index)}".rstrip()
+        killed = "died" in what and memory_kills.count() != self._kills
+        if killed:
+            text = f"{text}\nthe kernel killed a process for memory meanwhile"
+        return OutOfMemoryError(text) if killed or any(words in text for words in NO_MEMORY) else ArmError(text)
 
     def _tails(self) -> str:
         return "\n".join(self._tail(index) for index in range(len(self.arms)))
@@ -240,54 +270,3 @@ def _ranks_among(pids: Sequence[int]) -> list[int]:
             if "torch.distributed.run" not in words and str(Path(baton.__file__)) in words:
                 ranks.append(pid)
     return ranks
-
-
-class Machine:
-    """What the whole machine does beside an arm's turn, from Linux's own counters."""
-
-    def __init__(self) -> None:
-        self._tick_s = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
-
-    def now(self) -> tuple[float, float]:
-        """Return the seconds, since the machine started, that cores were busy and that were stolen from them."""
-        try:
-            with Path("/proc/stat").open(encoding="ascii") as file:
-                user, nice, system, _, _, irq, soft, steal = map(int, file.readline().split()[1:9])
-        except (OSError, ValueError):
-            return 0.0, 0.0
-        return (user + nice + system + irq + soft) * self._tick_s, steal * self._tick_s
-
-
-def turn_of(
-    arms: Arms, machine: Machine, index: int, where: Mapping[str, int], lead: int, steps: int, origin_s: float
-) -> Turn:
-    """Give an arm the baton and return its turn.
-
-    Args:
-        arms: launched.
-        machine: watched during the turn.
-        index: of the arm.
-        where: ``round`` and ``position``.
-        lead: steps before the clock runs.
-        steps: timed ones.
-        origin_s: the comparison's start on the monotonic clock.
-
-    Raises:
-        ArmError: it failed, or did not answer in time.
-    """
-    started, (busy, stolen) = time.monotonic(), machine.now()
-    found = arms.turn(index, lead, steps)
-    took, (busy_after, stolen_after) = time.monotonic() - started, machine.now()
-    own = found["cpu_time_s"] * (lead + steps)
-    return Turn(
-        arm=index,
-        **where,
-        started_s=started - origin_s,
-        step_time_s=tuple(found["step_time_s"]),
-        phase_s=found["phase_s"],
-        cpu_time_s=found["cpu_time_s"],
-        involuntary_switches=found["involuntary_switches"],
-        took_s=took,
-        steal_s=stolen_after - stolen,
-        other_load=max(0.0, busy_after - busy - own) / took,
-    )

@@ -25,6 +25,7 @@ import random
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -147,7 +148,18 @@ def _prepared(fields: dict[str, Any]) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": sys.version.split()[0],
         "harness": str(Path(worker.__file__).parent),
+        "commit": _commit(Path(worker.__file__).parents[1]),
     }
+
+
+def _commit(root: Path) -> str | None:
+    """Return the commit of the arm's checkout, marked where files were changed; None: it is none."""
+    words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
 
 
 def _strategy(name: str) -> Any:
@@ -268,17 +280,17 @@ def _take_turns(driver: Line, where: dict[str, int], fields: dict[str, Any]) -> 
             next(stream)
         synchronise()
         marks.steps()
-        before = resource.getrusage(resource.RUSAGE_SELF)
+        before, helpers = resource.getrusage(resource.RUSAGE_SELF), _helpers_s(os.getpid())
         done = [next(stream) for _ in range(message["steps"])]
         synchronise()
-        after = resource.getrusage(resource.RUSAGE_SELF)
+        after, spent = resource.getrusage(resource.RUSAGE_SELF), max(0.0, _helpers_s(os.getpid()) - helpers)
         times, phases = marks.steps()
         losses = [float(each.loss) if each.loss is not None else None for each in done]
         driver.send(
             "turned",
             step_time_s=times,
             phase_s=phases,
-            cpu_time_s=(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / len(done),
+            cpu_time_s=(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime + spent) / len(done),
             involuntary_switches=after.ru_nivcsw - before.ru_nivcsw,
             losses=[None if each is None or not math.isfinite(each) else each for each in losses],
         )
@@ -288,6 +300,22 @@ def _take_turns(driver: Line, where: dict[str, int], fields: dict[str, Any]) -> 
     engine.close()
     if world.backend is not None:
         distributed.destroy_process_group()
+
+
+def _helpers_s(pid: int) -> float:
+    """Return the CPU time, in seconds, of processes that an arm has started, such as a loader's workers."""
+    total = 0.0
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    except OSError:
+        return 0.0
+    for child in map(int, children):
+        try:
+            fields = Path(f"/proc/{child}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2]
+        except OSError:
+            continue
+        total += sum(map(int, fields.split()[11:13])) / os.sysconf("SC_CLK_TCK") + _helpers_s(child)
+    return total
 
 
 def _constructed(cls: Any, spec: Any) -> Any:

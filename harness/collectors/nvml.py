@@ -36,19 +36,9 @@ SERIES = {
 }
 """Read once a turn. Memory and utilisation are the whole device's, whoever uses it."""
 
-REASONS = {
-    "sw_power_cap": 0x04,
-    "hw_slowdown": 0x08,
-    "sync_boost": 0x10,
-    "sw_thermal": 0x20,
-    "hw_thermal": 0x40,
-    "hw_power_brake": 0x80,
-}
-"""Why clocks are held down, as bits of NVML's clocks event reasons (nvml.h, nvmlClocksEventReasons)."""
-
 THROTTLING = {
     name: MetricInfo(name=f"gpu_throttle_{name}_ratio", unit="1", better="lower", over_steps="mean")
-    for name in REASONS
+    for name in nvml.REASONS
 }
 """Share of the turns at whose end the reason held."""
 
@@ -156,7 +146,7 @@ class NVML:
         for key, info in SERIES.items():
             yield Reading(info, series=(values[key],), steps=at)
         for key, info in THROTTLING.items():
-            held = None if reasons is None else int(bool(reasons & REASONS[key]))
+            held = None if reasons is None else int(bool(reasons & nvml.REASONS[key]))
             yield Reading(info, series=(held,), steps=at)
 
     def evaluated(self, step: int, train_time_s: float, values: Mapping[str, float]) -> None:

@@ -13,6 +13,9 @@ COMPARISON_VERSION = 1
 Verdict = Literal["faster", "slower", "equivalent", "inconclusive"]
 """Of B against A. ``equivalent``: the whole interval lies within the margin on both sides."""
 
+Outcome = Literal["completed", "failed", "interrupted", "incomplete"]
+"""``incomplete``: what stands in the store until the end, and for good where the driver is killed."""
+
 STEP_TIME = "step_time_s"
 """The metric that decides a comparison; the others are shown beside it."""
 
@@ -39,7 +42,7 @@ class Design(_Frozen):
     """What is fixed before the first launch, so that nothing is decided after a look at the data."""
 
     looks: tuple[int, ...]
-    """Numbers of valid launches at which the data are looked at, rising."""
+    """Numbers of valid launches at which the data are looked at, rising; none: it ended before its first turn."""
     alpha: float = 0.01
     """Two-sided error of one arm beside the first, over all looks together: 1 % shared by the arms."""
     margin: float
@@ -78,6 +81,10 @@ class Turn(_Frozen):
     other_load: float | None = None
     """Cores that processes outside the arm's world kept busy during the turn."""
     involuntary_switches: int | None = None
+    clock_hz: float | None = None
+    """At its end: the slowest GPU's SM clock, or the fastest core's; None: the machine does not tell."""
+    held_down: tuple[str, ...] = ()
+    """At its end: why a GPU's clocks were held down, heat and faults only."""
 
 
 class WarmUp(_Frozen):
@@ -124,8 +131,7 @@ class Comparison(_Frozen):
     environment: dict[str, JsonValue] = Field(default_factory=dict)
     facts: tuple[dict[str, JsonValue], ...] = ()
     """By arm: versions, the real optimizer's class and flags, the checkout's commit."""
-    outcome: Literal["completed", "failed", "interrupted", "incomplete"] = "completed"
-    """``incomplete``: what stands in the store until the end, and for good where the driver is killed."""
+    outcome: Outcome = "completed"
     reason: str | None = None
     started_unix_s: float
     spent_s: float

@@ -1,5 +1,6 @@
 """``optbench compare``: real worlds that take turns, arms of one's own, that die, hang or train something else."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from conftest import Optbench
 
 ARMS = """
-import os, sys, time, torch
+import fcntl, os, sys, time, torch
 
 class Slow(torch.optim.AdamW):
     # Twice the updates' work, of which one half is thrown away.
@@ -42,6 +43,18 @@ class Hangs(torch.optim.AdamW):
         if Hangs.done == 30:
             time.sleep(1000)
         return super().step(closure)
+
+class Big(torch.optim.AdamW):
+    # Fills a device of which there is one: the lock stands for its memory.
+    held = []
+
+    def __init__(self, params, **options):
+        Big.held.append(open(os.path.join(os.path.dirname(__file__), "device"), "w"))
+        try:
+            fcntl.lockf(Big.held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise torch.OutOfMemoryError("the device is full") from None
+        super().__init__(params, **options)
 
 class Other(torch.optim.AdamW):
     def step(self, closure=None):
@@ -188,3 +201,42 @@ def test_a_driver_that_is_killed_leaves_its_launches_in_the_store_and_no_process
     assert done.json["outcome"] == "incomplete"
     assert done.code == 1
     assert "its driver was killed" in user("compare", "--from", "latest").out
+
+
+def launches_of(user, found):
+    return json.loads((user.results / found.json["id"] / "manifest.json").read_text())["launches"]
+
+
+def test_arms_that_do_not_fit_together_take_turns_in_abba_order(user):
+    found = compare(user, *small("mine:Big", "same=mine:Big", budget="60s"), "--margin", "50%", "--no-verify")
+    assert found.code in {0, 3}, found.err
+    assert "do not fit into memory together" in found.err
+    made = launches_of(user, found)
+    assert len(made) >= 4
+    for launch in made:
+        assert not launch["resident"]
+        arms = [turn["arm"] for turn in launch["turns"]]
+        there = [arm for arm, _ in itertools.groupby(arms)]
+        assert there in ([0, 1, 0], [1, 0, 1])
+        assert arms.count(0) == arms.count(1)
+    assert {launch["turns"][0]["arm"] for launch in made} <= {0, 1}
+    again = compare(user, "--from", "latest")
+    assert again.json["comparisons"] == found.json["comparisons"]
+
+
+def test_every_launch_can_have_new_interpreters(user):
+    found = compare(user, *small("adamw/forloop", "adamw/foreach", budget="80s"), "--margin", "90%", "--fresh")
+    assert found.code in {0, 3}, found.err
+    assert {launch["kind"] for launch in launches_of(user, found)} == {"fresh"}
+
+
+def test_an_arm_that_cannot_launch_leaves_a_stored_failure(user):
+    (user.cwd / "mine.py").write_text(
+        "import torch\n\nclass Breaks(torch.optim.AdamW):\n"
+        "    def step(self, closure=None):\n        raise ValueError('never right')\n",
+        encoding="utf-8",
+    )
+    found = compare(user, *small("mine:Breaks", "adamw/foreach"), "--no-verify")
+    assert found.code == 1, (found.code, found.err)
+    assert "never right" in json.dumps(found.json)
+    assert compare(user, "--from", found.json["id"]).json == found.json

@@ -79,6 +79,30 @@ def observed(folder, uuid=FIRST, bus=0, **variables):
     return json.loads(done.stdout)
 
 
+WATCHED = """
+import json
+from harness.comparison.model import Arm
+from harness.spec import RunSpec
+from launch.watching import Machine
+
+spec = RunSpec(workload="gpt", optimizer="adamw/fused", device="cuda", world_size=1)
+with Machine([Arm(name="a", spec=spec)]) as machine:
+    print(json.dumps([machine.clock_hz(), machine.held_down()]))
+"""
+
+
+def watched(folder, uuid, **variables):
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", WATCHED],
+        env={**os.environ, "LD_LIBRARY_PATH": str(folder), "CUDA_VISIBLE_DEVICES": f"GPU-{uuid}", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 def values(series):
     return [value for _, value in series]
 
@@ -120,6 +144,14 @@ def test_an_older_driver_tells_the_reasons_under_their_old_name(library):
     found = observed(library, SECOND, FAKE_NVML_OLD="1")
     assert values(found["gpu_throttle_hw_slowdown_ratio"]) == [1, 1]
     assert values(found["gpu_throttle_sw_power_cap_ratio"]) == [0, 0]
+
+
+def test_a_comparison_watches_the_clocks_of_the_gpus_that_its_ranks_see(library):
+    clock, _ = watched(library, FIRST)
+    assert clock is not None
+    assert clock > 1e8
+    assert watched(library, SECOND, FAKE_NVML_OLD="1")[1] == ["hw_slowdown"]
+    assert watched(library, "nowhere")[1] == []
 
 
 def test_a_device_that_torch_gives_no_known_uuid_is_found_by_its_bus(library):

@@ -1,0 +1,256 @@
+"""One comparison while it runs: launches whose arms are resident together, or take turns apart in ABBA order."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness.checks.curves import QUANTISED, ROUNDING
+from harness.comparison.guards import invalid
+from harness.comparison.model import Launch, WarmUp
+from harness.comparison.steady import LEAST, steady
+from harness.errors import OptbenchError
+from harness.registry import OPTIMIZERS
+from launch.arms import ArmError
+from launch.watching import turn_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from harness.comparison.model import Arm, Design, Turn
+    from launch.arms import Arms
+    from launch.watching import Machine
+
+WARM_UP_STEPS = (12, 24, 48)
+"""Steps of a warm-up after which is asked whether it is over."""
+
+SAME_STEPS = 3
+"""Losses of the first steps must agree: later ones may part by rounding alone."""
+
+
+class UnlikeArmsError(OptbenchError):
+    """Two arms train differently: their times answer another question."""
+
+
+class Begun(NamedTuple):
+    """How arms came to their first turn.
+
+    Attributes:
+        warm: by arm.
+        losses: likewise, of the first steps, mean over ranks.
+        started_s: since the comparison's start.
+        took_s: until all were warm.
+    """
+
+    warm: dict[int, WarmUp]
+    losses: dict[int, tuple[float, ...]]
+    started_s: float
+    took_s: float
+
+    @property
+    def step_s(self) -> float:
+        """The slowest arm's median."""
+        return max(sorted(each.step_time_s)[len(each.step_time_s) // 2] for each in self.warm.values())
+
+
+class Sitting:
+    """One comparison's worlds in use.
+
+    Args:
+        arms: specs resolved.
+        worlds: theirs, prepared.
+        machine: watched meanwhile.
+        origin_s: the comparison's start on the monotonic clock.
+        unlike: compare arms whose losses part.
+        fresh: start every launch with new interpreters.
+        resident: keep all arms in memory at once.
+
+    Attributes:
+        launches: made so far.
+        facts: by arm, of the last launch.
+    """
+
+    def __init__(
+        self,
+        arms: Sequence[Arm],
+        worlds: Arms,
+        machine: Machine,
+        origin_s: float,
+        *,
+        unlike: bool,
+        fresh: bool,
+        resident: bool,
+    ) -> None:
+        self._arms, self._worlds, self._machine, self._origin_s = arms, worlds, machine, origin_s
+        self._unlike, self._fresh, self._resident = unlike, fresh, resident
+        self._begun: Begun | None = None
+        self._renewed = True
+        self.launches: list[Launch] = []
+        self.facts: dict[int, dict[str, Any]] = {}
+
+    def spent_s(self) -> float:
+        """Return the seconds since the comparison's start."""
+        return time.monotonic() - self._origin_s
+
+    def begin(self) -> tuple[float, float]:
+        """Warm every arm up once; return the seconds that a launch needs until its turns, and of a step.
+
+        Raises:
+            ArmError: one failed, or did not answer in time.
+            UnlikeArmsError: they train differently.
+        """
+        if self._resident:
+            self._begun = self._warm(range(len(self._arms)))
+            return self._begun.took_s, self._begun.step_s
+        first = self._apart()
+        return 2 * first.took_s, first.step_s
+
+    def launch(self, plan: Design) -> Launch:
+        """Make a launch.
+
+        Raises:
+            ArmError: an arm failed, or did not answer in time.
+            UnlikeArmsError: they train differently.
+        """
+        if self._fresh and not self._renewed:
+            self._worlds.renew()
+        self._renewed = False
+        order = random.Random(plan.seed * 1000 + len(self.launches))  # noqa: S311  # an order, no secret
+        made = self._together(plan, order) if self._resident else self._in_abba(plan, order)
+        self.launches.append(made)
+        return made
+
+    def _together(self, plan: Design, order: random.Random) -> Launch:
+        begun = self._begun or self._warm(range(len(self._arms)))
+        self._begun = None
+        turns = []
+        for each in range(plan.rounds):
+            for position, index in enumerate(order.sample(range(len(self._arms)), len(self._arms))):
+                turns.append(self._turn(plan, index, each, position))
+        return self._made(begun, turns, self._end())
+
+    def _in_abba(self, plan: Design, order: random.Random) -> Launch:
+        """Launch the arms one at a time, then in the reverse order, so that a steady drift cancels out.
+
+        The turns of an arm's two short launches are the rounds' two halves.
+        """
+        there = order.sample(range(len(self._arms)), len(self._arms))
+        half = max(1, plan.rounds // 2)
+        turns: list[Turn] = []
+        peaks: dict[int, int] = {}
+        begun: list[Begun] = []
+        for first_round, indices in ((0, there), (half, there[::-1])):
+            found = []
+            for position, index in enumerate(indices):
+                found.append(self._warm([index]))
+                turns += [self._turn(plan, index, first_round + each, position) for each in range(half)]
+                for arm, peak in self._end().items():
+                    peaks[arm] = max(peak, peaks.get(arm, 0))
+            begun.append(self._joined(found))
+        shaky = [begun[1].warm[arm].steady_from is None for arm in range(len(self._arms))]
+        warm = {
+            arm: each.model_copy(update={"steady_from": None}) if shaky[arm] else each
+            for arm, each in begun[0].warm.items()
+        }
+        return self._made(begun[0]._replace(warm=warm), turns, peaks)
+
+    def _apart(self) -> Begun:
+        """Warm the arms up one at a time, without a turn."""
+        found = []
+        for index in range(len(self._arms)):
+            found.append(self._warm([index]))
+            self._end()
+        return self._joined(found)
+
+    def _joined(self, found: Sequence[Begun]) -> Begun:
+        """Return the warm-ups of launches apart as one; raise where they trained differently."""
+        begun = Begun(
+            warm={arm: warm for each in found for arm, warm in sorted(each.warm.items())},
+            losses={arm: losses for each in found for arm, losses in each.losses.items()},
+            started_s=found[0].started_s,
+            took_s=sum(each.took_s for each in found),
+        )
+        self._alike(begun.losses)
+        return begun
+
+    def _warm(self, indices: Iterable[int]) -> Begun:
+        """Start a launch of these arms and bring each to its steady state, one after another."""
+        started_s = self.spent_s()
+        built = self._worlds.launch(list(indices))
+        warm, losses = {}, {}
+        for index, build_s in built.items():
+            times: list[float] = []
+            seen: list[float | None] = []
+            for until in WARM_UP_STEPS:
+                found = self._worlds.turn(index, 0, until - len(times))
+                times += found["step_time_s"]
+                seen += found["losses"]
+                start = steady(times)
+                if start is not None and len(times) - start >= LEAST:
+                    break
+            compiles = OPTIMIZERS.get(self._arms[index].spec.optimizer).traits.compiled
+            usual = sorted(times)[len(times) // 2]
+            extra = sum(max(0.0, each - usual) for each in times) if compiles else None
+            warm[index] = WarmUp(step_time_s=tuple(times), steady_from=start, build_s=build_s, compile_s=extra)
+            first = seen[:SAME_STEPS]
+            if None in first and set(first) != {None}:
+                raise ArmError(f"arm {self._arms[index].name} diverged: its loss is not finite in its first steps")
+            losses[index] = tuple(each for each in first if each is not None)
+        if len(built) > 1:
+            self._alike(losses)
+        return Begun(warm, losses, started_s, self.spent_s() - started_s)
+
+    def _alike(self, losses: Mapping[int, tuple[float, ...]]) -> None:
+        """Raise where an arm's first losses are not the first arm's, unless that is allowed."""
+        if self._unlike:
+            return
+        for index, arm in enumerate(self._arms[1:], 1):
+            if len(losses[index]) != len(losses[0]):
+                raise ArmError(
+                    f"arm {arm.name} has no finite losses where {self._arms[0].name} has, or the reverse"
+                )
+            for step, (left, right) in enumerate(zip(losses[0], losses[index], strict=True), 1):
+                band = _band(self._arms[0], arm)
+                if abs(left - right) > band * max(abs(left), abs(right)):
+                    raise UnlikeArmsError(
+                        f"arms {self._arms[0].name} and {arm.name} train differently: in step {step} their "
+                        f"losses are {left:.6g} and {right:.6g}, band {band:g}; "
+                        "--allow-different-training compares them still"
+                    )
+
+    def _turn(self, plan: Design, index: int, number: int, position: int) -> Turn:
+        where = {"round": number, "position": position}
+        return turn_of(self._worlds, self._machine, index, where, plan.lead_steps, plan.turn_steps, self._origin_s)
+
+    def _end(self) -> dict[int, int]:
+        peaks, facts = self._worlds.end_launch()
+        self.facts |= facts
+        return peaks
+
+    def _made(self, begun: Begun, turns: Sequence[Turn], peaks: Mapping[int, int]) -> Launch:
+        arms = range(len(self._arms))
+        notes = [
+            f"{self._arms[index].name}: no steady state after {len(begun.warm[index].step_time_s)} steps"
+            for index in arms
+            if begun.warm[index].steady_from is None
+        ]
+        made = Launch(
+            number=len(self.launches),
+            kind="fresh" if self._fresh else "forked",
+            resident=self._resident,
+            warm_ups=tuple(begun.warm[index] for index in arms),
+            turns=tuple(turns),
+            peak_memory_bytes=tuple(peaks.get(index) or None for index in arms),
+            losses=tuple(begun.losses[index] for index in arms),
+            took_s=self.spent_s() - begun.started_s,
+            notes=tuple(notes),
+        )
+        return made.model_copy(update={"invalid": invalid(made)})
+
+
+def _band(first: Arm, second: Arm) -> float:
+    specs = (first.spec, second.spec)
+    band = max(ROUNDING.get(spec.precision, 1e-2) for spec in specs)
+    states = {dtype for spec in specs for dtype in OPTIMIZERS.get(spec.optimizer).traits.state_dtypes}
+    return band * QUANTISED if states - {"float32", "bfloat16"} else band
