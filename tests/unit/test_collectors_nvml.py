@@ -85,7 +85,7 @@ from harness.comparison.model import Arm
 from harness.spec import RunSpec
 from launch.watching import Machine
 
-spec = RunSpec(workload="gpt", optimizer="adamw/fused", device="cuda", world_size=1)
+spec = RunSpec(workload="gpt", optimizer="adamw/fused", device="accelerator", world_size=1)
 with Machine([Arm(name="a", spec=spec)]) as machine:
     print(json.dumps([machine.clock_hz(), machine.held_down()]))
 """
