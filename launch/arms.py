@@ -65,7 +65,7 @@ class Arms:
         self._listener.bind(str(self._folder / "baton"))
         self._listener.listen(256)
         self._stack.callback(self._end_processes)
-        self._stack.enter_context(processes.guarded(self._marker))
+        self._stack.enter_context(processes.guarded(self._marker, self._folder))
         try:
             self._start_all()
         except BaseException:

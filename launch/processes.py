@@ -46,10 +46,15 @@ def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> 
 
 
 @contextlib.contextmanager
-def guarded(run_id: str) -> Iterator[None]:
-    """Have a run's processes ended should this one be killed inside the context (see `launch.guardian`)."""
+def guarded(run_id: str, *folders: Path) -> Iterator[None]:
+    """Have a run's processes ended should this one be killed inside the context (see `launch.guardian`).
+
+    Args:
+        run_id: that the processes carry.
+        folders: temporary ones, removed in that case.
+    """
     guardian = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(Path(__file__).with_name("guardian.py")), f"{MARKER}={run_id}"],
+        [sys.executable, "-I", "-S", str(Path(__file__).with_name("guardian.py")), f"{MARKER}={run_id}", *folders],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

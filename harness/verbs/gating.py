@@ -12,6 +12,7 @@ from harness.counts import baseline
 from harness.errors import CorruptFileError, OptbenchError
 from harness.gating import counted
 from harness.gating.model import Gate, Row
+from harness.verbs.comparing import Kept
 from launch import counting
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class LiveComparison(Protocol):
         self_check: bool,
         ready: Callable[[Comparison], bool],
         told: Callable[[str], None],
+        kept: Callable[[Comparison], object],
     ) -> Comparison:
         """Return all that was measured.
 
@@ -212,19 +214,19 @@ def _speed_and_memory(session: Session) -> None:
         margin = functools.partial(session.file.margin, on_cpu=cell.spec.device == "cpu")
         margins = timed.margins_of(settings.margins, margin)
         session.told(f"comparing {name} with the baseline's code, up to {settings.budget:.0f} s")
+        kept = Kept(session.store)
         try:
-            found = _compared(session, cell.spec, margins)
+            found = _compared(session, cell.spec, margins, kept)
         except OptbenchError as error:
             session.rows.append(_invalid("speed", name, "live comparison", str(error)))
             continue
-        stored = session.store.new_document(found.kind, found.model_dump(mode="json"))
-        analysis = analyse(found, comparison_id=stored, whole=True)
+        analysis = analyse(found, comparison_id=kept.name, whole=True)
         compared.append(timed.Compared(name, analysis, len(found.design.looks), margins))
     session.rows += timed.judged(compared)
 
 
-def _compared(session: Session, spec: RunSpec, margins: dict[str, float]) -> Comparison:
-    """Return the live comparison of one cell.
+def _compared(session: Session, spec: RunSpec, margins: dict[str, float], kept: Kept) -> Comparison:
+    """Return the live comparison of one cell; it is stored however it ended.
 
     Raises:
         OptbenchError: there is none, or it did not end as planned.
@@ -246,7 +248,9 @@ def _compared(session: Session, spec: RunSpec, margins: dict[str, float]) -> Com
         self_check=settings.self_check,
         ready=ready,
         told=session.told,
+        kept=kept.write,
     )
+    kept.write(found)
     if found.outcome != "completed":
         raise OptbenchError(f"{found.outcome}: {found.reason}")
     return found

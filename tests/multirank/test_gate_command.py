@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,37 @@ def test_this_checkout_holds_its_own_gate(optbench):
     moved = [row for row in ran.json["rows"] if row["verdict"] != "passed"]
     machine = ("step time", "resident memory")
     assert [row for row in moved if not any(word in row["what"] for word in machine)] == []
+
+
+LIVE = """
+name = "live"
+[gate]
+budget = "45 s"
+margin = "10 %"
+[baseline]
+path = "older"
+[[cell]]
+name = "line"
+workload = "linear_regression"
+optimizer = "{optimizer}"
+strategy = "single"
+device = "cpu"
+"""
+
+
+def test_code_that_is_slower_than_the_baselines_checkout_regresses(gate, optbench, tmp_path, monkeypatch):
+    """The whole way: two checkouts' worlds, a slowdown that only this one has, and what is kept of it."""
+    root, older = Path(__file__).parents[2], tmp_path / "older"
+    made = subprocess.run(["git", "-C", root, "worktree", "add", "--detach", older, "HEAD"], check=False)
+    if made.returncode:
+        pytest.skip("not in a git checkout")
+    monkeypatch.setenv("PLANTED_BASELINE", str(older))
+    try:
+        found = gate("--no-verify", "--json", optimizer="planted:SlowerThanBaseline", text=LIVE)
+    finally:
+        subprocess.run(["git", "-C", root, "worktree", "remove", "--force", older], check=True)
+    assert (found.code, found.json["verdict"]) == (1, "regressed"), (found.out, found.err)
+    slower = [row for row in found.json["rows"] if row["verdict"] == "regressed"]
+    assert {row["axis"] for row in slower} >= {"speed"}
+    (kept,) = optbench.results.glob("comparison-*")
+    assert optbench("compare", "--from", kept.name, "--results", str(optbench.results)).code == 0
