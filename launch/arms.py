@@ -7,7 +7,6 @@ import os
 import secrets
 import select
 import socket
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -105,13 +104,11 @@ class Arms:
 
     def _start(self, index: int, arm: Arm) -> subprocess.Popen[bytes]:
         spec = arm.spec
-        words = [arm.python or sys.executable, "-m", "torch.distributed.run", "--nnodes=1"]
-        words += [f"--nproc-per-node={spec.world_size}", "--master-addr=127.0.0.1", "--max-restarts=0"]
-        words += [f"--master-port={local.free_port()}", f"--log-dir={self._folder / f'torchrun-{index}'}"]
-        words += [str(Path(baton.__file__)), f"--socket={self._folder / 'baton'}", f"--arm={index}"]
-        words += [f"--spec={spec.model_dump_json(exclude_defaults=True)}"] + (
-            [f"--path={arm.path}"] if arm.path else []
-        )
+        target = [str(Path(baton.__file__)), f"--socket={self._folder / 'baton'}", f"--arm={index}"]
+        target.append(f"--spec={spec.model_dump_json(exclude_defaults=True)}")
+        target += [f"--path={arm.path}"] if arm.path else []
+        logs = self._folder / f"torchrun-{index}"
+        words = local.torchrun(spec, target, local.free_port(), log_dir=logs, python=arm.python)
         settings = local.environment(spec, self._marker, os.environ) | ASLEEP | arm.env
         return processes.start(words, settings, self._log(index))
 

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,13 +72,8 @@ def measured(jobs: Sequence[Job]) -> list[Measured]:
 
 
 def _words(spec: RunSpec, asked: Path, out: Path) -> list[str]:
-    return [
-        sys.executable,
-        *("-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={spec.world_size or 1}"),
-        *("--master-addr=127.0.0.1", f"--master-port={local.free_port()}", "--max-restarts=0"),
-        f"--log-dir={out / 'torchrun'}",
-        *("-m", "harness.counts.rank", str(asked), str(out)),
-    ]
+    target = ["-m", "harness.counts.rank", str(asked), str(out)]
+    return local.torchrun(spec, target, local.free_port(), log_dir=out / "torchrun")
 
 
 def _read(jobs: Sequence[Job], folder: Path, code: int, log: Path) -> list[Measured]:

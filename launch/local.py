@@ -52,27 +52,46 @@ class Ended:
     """A reason that a rank wrote down beats this one."""
 
 
-def command(spec: RunSpec, target: Sequence[str], port: int | None) -> list[str]:
-    """Return the torchrun command line for a spec.
+def torchrun(
+    spec: RunSpec,
+    target: Sequence[str],
+    port: int | None,
+    *,
+    log_dir: Path | None = None,
+    python: str | None = None,
+) -> list[str]:
+    """Return the torchrun command line of a spec's world on this machine.
+
+    Args:
+        spec: resolved.
+        target: what each rank runs: ``-m MODULE`` or a file, and its words.
+        port: of the rendezvous; None: torchrun's own choice.
+        log_dir: of torchrun's own files; None: a temporary folder, which it leaves behind.
+        python: interpreter; None: this one.
+    """
+    return [
+        python or sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *([] if log_dir is None else [f"--log-dir={log_dir}"]),
+        "--nnodes=1",
+        f"--nproc-per-node={spec.world_size or 1}",
+        *(["--standalone"] if port is None else ["--master-addr=127.0.0.1", f"--master-port={port}"]),
+        "--max-restarts=0",
+        *target,
+    ]
+
+
+def command(spec: RunSpec, target: Sequence[str], port: int | None, log_dir: Path | None = None) -> list[str]:
+    """Return the torchrun command line that trains a spec; see `torchrun`.
 
     Args:
         spec: resolved.
         target: the worker's own words: ``--prepared FOLDER``, or a plan file.
-        port: of the rendezvous on this machine; None: torchrun's own choice.
+        port: of the rendezvous.
+        log_dir: of torchrun's own files.
     """
-    place = ["--standalone"] if port is None else ["--master-addr=127.0.0.1", f"--master-port={port}"]
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes=1",
-        f"--nproc-per-node={spec.world_size}",
-        *place,
-        "--max-restarts=0",
-        "-m",
-        "harness.worker",
-        *target,
-    ]
+    return torchrun(spec, ["-m", "harness.worker", *target], port, log_dir=log_dir)
 
 
 def environment(spec: RunSpec, run_id: str, base: Mapping[str, str]) -> dict[str, str]:
@@ -142,8 +161,8 @@ def run(
         taken = port_taken(master_port)
         if taken is not None:
             return Ended("failed", taken)
-    words = command(spec, ["--prepared", str(folder.absolute())], master_port or free_port())
-    words[3:3] = [f"--log-dir={folder.absolute() / 'log' / 'torchrun'}"]  # else it leaves a temporary folder
+    place = folder.absolute()
+    words = command(spec, ["--prepared", str(place)], master_port or free_port(), place / "log" / "torchrun")
     log = folder / "log" / "torchrun.log"
     kills_before = memory_kills.count()
     settings = environment(spec, folder.name, os.environ)

@@ -100,10 +100,8 @@ def _lines(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
 def _words(job: Job, asked: Path, out: Path, folder: Path) -> list[str]:
     if job.spec.strategy == "single":
         return [sys.executable, "-m", "harness.verification.prove", str(asked), str(out)]
-    world = ["-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={job.spec.world_size}"]
-    place = ["--master-addr=127.0.0.1", f"--master-port={local.free_port()}", "--max-restarts=0"]
     target = ["-m", "harness.verification.world", str(asked), str(out)]
-    return [sys.executable, *world, *place, f"--log-dir={folder / 'torchrun'}", *target]
+    return local.torchrun(job.spec, target, local.free_port(), log_dir=folder / "torchrun")
 
 
 def _watched(process: subprocess.Popen[bytes], out: Path) -> Iterator[dict[str, Any]]:
