@@ -13,13 +13,13 @@ from harness.checks.findings import Findings
 from harness.checks.fingerprint import BLOCK_WORDS, combined, every_nth, fingerprint, row_fingerprints
 from harness.checks.gradients import Entered, GradientWatch
 from harness.checks.spans import Span, are_replicated, differing, uncovered
-from harness.cli import exit_code
 from harness.errors import WrongAnswerError
 from harness.index import row_of
 from harness.interfaces import DataShard
 from harness.record import Metric, RunRecord
 from harness.reports.standing import results_of
 from harness.spec import RunSpec
+from harness.verbs.console import exit_code
 from harness.worker import _cause
 from workloads.linear_regression import LinearRegression
 

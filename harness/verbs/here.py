@@ -1,0 +1,52 @@
+"""The machine at hand, and plans for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.errors import InvalidInputError
+from harness.verbs import specs as options
+from harness.verbs.console import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from harness.machine import Machine
+    from harness.plan import Plan
+    from harness.spec import RunSpec
+
+
+def machine(file: Path | None, specs: Sequence[RunSpec] = ()) -> Machine:
+    """Return the machine that a file describes, or this one, with what the specs name out of tree."""
+    from harness import probe
+    from harness.plan import out_of_tree
+    from harness.verbs.planning import read_machine
+
+    if file is not None:
+        return read_machine(file)
+    optimizers, workloads = out_of_tree(specs)
+    return probe.machine(optimizers, workloads, lambda text: errors.print(text, style="cyan"))
+
+
+def plan(specs: Sequence[RunSpec], on: Machine, *, everything: bool = False) -> Plan:
+    """Plan for the memory that is free now, or for all of it on a machine that is not this one."""
+    from harness.plan import plan as make_plan
+
+    if everything:
+        return make_plan(specs, on)
+    problems = options.missing_data(specs)
+    try:
+        found = make_plan(specs, on, available_bytes(on))
+    except InvalidInputError as error:
+        problems += error.problems
+    if problems:
+        raise InvalidInputError(problems)
+    return found
+
+
+def available_bytes(on: Machine, *, everything: bool = False) -> int:
+    """Return the host memory that is free now, or all of it on a machine that is not this one."""
+    import psutil
+
+    return on.memory_bytes if everything else min(psutil.virtual_memory().available, on.memory_bytes)

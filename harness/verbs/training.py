@@ -1,0 +1,69 @@
+"""What ``optbench run`` does: every run of a plan, then the table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from harness.verbs.console import FAILED, INTERRUPTED, errors, exit_code, output, print_json, program
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.machine import Machine
+    from harness.plan import Plan
+    from harness.record import RunRecord
+    from harness.store import Store, SweepLog
+
+
+def run(
+    found: Plan, store: Store, log: SweepLog, master_port: int | None, *, proving: Machine | None, as_json: bool
+) -> int:
+    """Run the plan; print the records of all its cells, also when interrupted.
+
+    ``proving``: the machine that proves the optimizers right first; None: nothing is proved.
+    """
+    from harness.reports.table import render
+    from harness.verbs import verifying
+    from harness.verbs.display import SweepDisplay
+    from launch import sweep
+
+    interrupted = False
+    try:
+        with log, SweepDisplay(Console(stderr=True)) as display:
+            pending = store.pending(store.read_sweep(log.sweep_id))
+            proofs = verifying.for_runs(found, pending, proving, store, display.tell) if proving else None
+            sweep.run(found, store, log, display, pending=pending, master_port=master_port, proofs=proofs)
+    except KeyboardInterrupt:
+        interrupted = True
+    except OSError as error:
+        errors.print(f"optbench: cannot write results: {error}", markup=False, style="red")
+        return FAILED
+    ended = records(store, log.sweep_id)
+    if as_json:
+        rows = [{"run_id": r.run_id, "outcome": r.outcome, "reason": r.reason} for r in ended]
+        from harness.checks.curves import parted
+
+        print_json({"runs": rows, "notes": parted(ended)})
+    else:
+        output.print(render(ended))
+        errors.print(_next_words(ended, log.sweep_id, interrupted=interrupted), style="dim", markup=False)
+    return INTERRUPTED if interrupted else exit_code([record.outcome for record in ended])
+
+
+def records(store: Store, sweep_id: str) -> list[RunRecord]:
+    """Return the records of a sweep's runs, in the order in which they were asked for."""
+    from harness.reports.standing import results_of
+
+    run_ids = store.read_sweep(sweep_id).run_ids
+    return [results_of(store.read(run_id)) for run_id in run_ids if run_id is not None]
+
+
+def _next_words(ended: Sequence[RunRecord], sweep_id: str, *, interrupted: bool) -> str:
+    if interrupted:
+        return f"Interrupted; what is finished is kept. Go on with:\n  {program()} run --resume {sweep_id}"
+    example = next((r.run_id for r in ended if r.outcome == "completed"), "latest")
+    return f"""Everything about one run:  {program()} show {example}
+All optimizers:            {program()} list optimizers
+Your own:                  {program()} run --workload gpt --optimizer my_module:MyOptimizer"""
