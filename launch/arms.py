@@ -131,7 +131,8 @@ class Arms:
             if message["protocol"] != baton.PROTOCOL:
                 raise self._error(index, f"speaks protocol {message['protocol']}, not {baton.PROTOCOL}")
             self._ranks[index, int(message["rank"])] = line
-            about.setdefault(index, {k: v for k, v in message.items() if k not in {"kind", "arm", "rank"}})
+            if message["rank"] == 0:
+                about[index] = {k: v for k, v in message.items() if k not in {"kind", "arm", "rank"}}
         return [about[index] for index in range(len(self.arms))]
 
     def _accepted(self, timeout_s: float) -> tuple[baton.Line, dict[str, Any]]:

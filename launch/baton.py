@@ -30,7 +30,10 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PROTOCOL = 1
 PR_SET_PDEATHSIG = 1
@@ -141,6 +144,8 @@ def _prepared(fields: dict[str, Any]) -> dict[str, Any]:
 
     user_path.extend()
     spec = _spec(fields)
+    if spec.device == "cpu":
+        _keep_to_own_cores()
     registry.WORKLOADS.get(spec.workload)
     registry.OPTIMIZERS.get(spec.optimizer)
     _strategy(spec.strategy)
@@ -149,7 +154,30 @@ def _prepared(fields: dict[str, Any]) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "harness": str(Path(worker.__file__).parent),
         "commit": _commit(Path(worker.__file__).parents[1]),
+        "cores": _cores(),
     }
+
+
+def share_of(cores: Sequence[int], rank: int, ranks: int) -> set[int]:
+    """Return the cores that a rank keeps to: an equal run of them, or one, shared, where ranks outnumber them."""
+    if len(cores) < ranks:
+        return {cores[rank % len(cores)]}
+    return set(cores[rank * len(cores) // ranks : (rank + 1) * len(cores) // ranks])
+
+
+def _keep_to_own_cores() -> None:
+    """Keep this rank, and the threads and children that it will have, off the cores of its peers.
+
+    Left to the scheduler, where ranks and gloo's threads land differs from launch to launch: launches of the same
+    code on two cores were 2.5 to 3.3 % apart, and 0.4 to 0.8 % with every rank on cores of its own.
+    """
+    rank, ranks = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if ranks > 1 and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, share_of(_cores(), rank, ranks))
+
+
+def _cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def _commit(root: Path) -> str | None:

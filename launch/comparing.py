@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from harness.comparison.analysis import next_step
-from harness.comparison.designing import ALPHA, design, out_of_reach
+from harness.comparison.designing import ALPHA, SPREAD, WORLD_SPREAD, design, out_of_reach
 from harness.comparison.model import Comparison, Design
 from launch.arms import ArmError, Arms, OutOfMemoryError
 from launch.sitting import Sitting
@@ -108,6 +108,7 @@ class _Run:
         ready: Callable[[Comparison], bool] | None,
     ) -> None:
         self._arms, self._plan = arms, asked
+        self._ranks = max(arm.spec.world_size or 1 for arm in arms)
         self._told, self._kept, self._ready = told, kept, ready
         self._began, self._origin_s = time.time(), time.monotonic()
         self._sitting: Sitting | None = None
@@ -135,16 +136,14 @@ class _Run:
             launch_start_s, step_s = sitting.begin()
             asked = self._plan
             self._plan = design(
-                budget_s=asked.budget_s,
-                margin=asked.margin,
+                asked,
                 arms=len(self._arms),
+                ranks=self._ranks,
                 start_s=ready_s if resident else sitting.spent_s(),
                 launch_start_s=launch_start_s + (ready_s - began_s if fresh else 0.0),
                 step_time_s=step_s,
-                seed=asked.seed,
-                self_check=asked.self_check,
             )
-            self._told(_plan_line(self._plan, ready_s, step_s))
+            self._told(_plan_line(self._plan, ready_s, step_s, SPREAD if self._ranks == 1 else WORLD_SPREAD))
             while True:
                 made = sitting.launch(self._plan)
                 standing = made.invalid or "valid"
@@ -178,10 +177,10 @@ class _Run:
         )
 
 
-def _plan_line(plan: Design, start_s: float, step_s: float) -> str:
+def _plan_line(plan: Design, start_s: float, step_s: float, spread: float) -> str:
     line = (
         f"ready after {start_s:.1f} s, step {1e3 * step_s:.3g} ms; looks after "
         f"{', '.join(map(str, plan.looks))} launches of {plan.rounds} rounds, {plan.turn_steps} steps a turn"
     )
-    short = out_of_reach(plan)
+    short = out_of_reach(plan, spread)
     return line if short is None else f"{line}\n{short}"

@@ -3,79 +3,73 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from harness.comparison.model import Design
 from harness.errors import InvalidInputError, Problem
+
+if TYPE_CHECKING:
+    from harness.comparison.model import Design
 
 LOOKS: tuple[tuple[int, ...], ...] = ((4, 6, 8, 12), (4, 6, 8), (4, 6), (4,))
 """Launches at which is looked, the more the better; the budget chooses."""
 
-TURN_S = 0.04
+TURN_S, LEAST_ROUNDS = 0.04, 20
 """A turn is so long: long beside the wake-up of a waiting world, short beside the machine's drift."""
 
-LEAST_ROUNDS, MOST_ROUNDS = 20, 150
+WORLD_TURN_S, WORLD_LEAST_ROUNDS = 0.12, 12
+"""Likewise of an arm with several ranks: they wait for one another, so that single steps tell less."""
+
+MOST_ROUNDS = 150
 LEAST_LEAD_STEPS = 1
 ALPHA = 0.01
 """Two-sided error of all looks at all arms together: each arm beside the first gets its share (Bonferroni)."""
 
 
 def design(
-    *,
-    budget_s: float,
-    margin: float,
-    arms: int,
-    start_s: float,
-    launch_start_s: float,
-    step_time_s: float,
-    seed: int,
-    self_check: bool = False,
+    asked: Design, *, arms: int, ranks: int, start_s: float, launch_start_s: float, step_time_s: float
 ) -> Design:
     """Return the plan of a comparison.
 
     Args:
-        budget_s: wall-clock time of all of it.
-        margin: relative difference that does not matter.
+        asked: budget, margin, seed and A/A arm.
         arms: how many, an A/A arm included.
+        ranks: of the largest world.
         start_s: until the worlds can launch, already spent or expected.
         launch_start_s: of one launch until its first turn: models built, warmed up.
         step_time_s: of a step of the slowest arm.
-        seed: of the random order.
-        self_check: the last arm is the first one's code again.
 
     Raises:
         InvalidInputError: the budget does not reach the first look; names the one that would.
     """
-    turn_steps = max(1, min(100, round(TURN_S / step_time_s)))
+    turn_s, least = (TURN_S, LEAST_ROUNDS) if ranks == 1 else (WORLD_TURN_S, WORLD_LEAST_ROUNDS)
+    turn_steps = max(1, min(100, round(turn_s / step_time_s)))
     round_s = arms * (turn_steps + LEAST_LEAD_STEPS) * step_time_s
     for looks in LOOKS:
-        each_s = (budget_s - start_s) / looks[-1] - launch_start_s
+        each_s = (asked.budget_s - start_s) / looks[-1] - launch_start_s
         rounds = int(each_s / round_s)
-        if rounds >= LEAST_ROUNDS:
-            return Design(
-                looks=looks,
-                alpha=ALPHA / max(1, arms - 1 - self_check),
-                margin=margin,
-                rounds=min(rounds, MOST_ROUNDS),
-                turn_steps=turn_steps,
-                lead_steps=LEAST_LEAD_STEPS,
-                budget_s=budget_s,
-                seed=seed,
-                self_check=self_check,
-            )
-    needed = start_s + LOOKS[-1][0] * (launch_start_s + LEAST_ROUNDS * round_s)
+        if rounds >= least:
+            plan = {
+                "looks": looks,
+                "alpha": ALPHA / max(1, arms - 1 - asked.self_check),
+                "rounds": min(rounds, MOST_ROUNDS),
+                "turn_steps": turn_steps,
+                "lead_steps": LEAST_LEAD_STEPS,
+            }
+            return asked.model_copy(update=plan)
+    needed = start_s + LOOKS[-1][0] * (launch_start_s + least * round_s)
     raise InvalidInputError(
         [
             Problem(
                 "--budget",
-                f"{budget_s:g} s end before the first look at the data",
-                f"{LOOKS[-1][0]} launches of {LEAST_ROUNDS} rounds need --budget {math.ceil(needed * 1.1)}s here",
+                f"{asked.budget_s:g} s end before the first look at the data",
+                f"{LOOKS[-1][0]} launches of {least} rounds need --budget {math.ceil(needed * 1.1)}s here",
             )
         ]
     )
 
 
-SPREAD = 0.005
-"""Between launches of the same code, of the log ratio, where none has been measured yet."""
+SPREAD, WORLD_SPREAD = 0.005, 0.01
+"""Between launches of the same code, of the log ratio, where none has been measured yet; of several ranks."""
 
 
 def out_of_reach(plan: Design, spread: float = SPREAD) -> str | None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import tempfile
 import textwrap
@@ -11,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import Optbench
+
+from launch import baton
 
 ARMS = """
 import fcntl, os, sys, time, torch
@@ -70,15 +73,15 @@ def user(tmp_path):
     (tmp_path / "mine.py").write_text(textwrap.dedent(ARMS), encoding="utf-8")
     yield Optbench(tmp_path / "results", cwd=tmp_path)
     assert not list(Path(tempfile.gettempdir()).glob("optbench-arms-*"))
-    left = [each for each in psutil.process_iter() if "baton.py" in " ".join(_words(each))]
+    left = [each for each in psutil.process_iter() if _is_rank(each)]
     assert left == []
 
 
-def _words(process):
+def _is_rank(process):
     try:
-        return process.cmdline()
+        return baton.__file__ in process.cmdline()
     except psutil.Error:
-        return []
+        return False
 
 
 def compare(user, *words):
@@ -115,7 +118,7 @@ def test_two_ranks_take_turns_and_another_checkout_can_be_an_arm(user, tmp_path)
     file.write_text(
         textwrap.dedent(f"""
         margin = "50 %"
-        budget = "40 s"
+        budget = "45 s"
         [defaults]
         workload = "linear_regression"
         optimizer = "adamw/foreach"
@@ -139,6 +142,8 @@ def test_two_ranks_take_turns_and_another_checkout_can_be_an_arm(user, tmp_path)
     assert pair["launches"] >= 4
     stored = json.loads((user.results / found.json["id"] / "manifest.json").read_text(encoding="utf-8"))
     assert [Path(each["harness"]).parent for each in stored["facts"]] == [root, older]
+    mine = sorted(os.sched_getaffinity(0))
+    assert {tuple(each["cores"]) for each in stored["facts"]} == {tuple(mine[: max(1, len(mine) // 2)])}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +196,7 @@ def test_a_driver_that_is_killed_leaves_its_launches_in_the_store_and_no_process
                 break
         driver.kill()
     deadline = time.monotonic() + 20
-    while any("baton.py" in " ".join(_words(each)) for each in psutil.process_iter()):
+    while any(map(_is_rank, psutil.process_iter())):
         assert time.monotonic() < deadline, "its ranks live on"
         time.sleep(0.1)
     while list(Path(tempfile.gettempdir()).glob("optbench-arms-*")):

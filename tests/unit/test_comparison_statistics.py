@@ -178,13 +178,17 @@ def test_a_warm_up_ends_where_the_level_stops_changing():
 
 
 def test_a_budget_is_spread_over_launches_or_refused_with_the_one_that_would_do():
-    words = {"margin": 0.025, "arms": 2, "start_s": 12, "launch_start_s": 3, "seed": 0}
-    long = design(budget_s=240, step_time_s=0.01, **words)
-    assert (long.looks, long.turn_steps) == (LOOKS, 4)
+    def planned(budget_s, ranks=1):
+        asked = Design(looks=(), margin=0.025, rounds=0, turn_steps=0, budget_s=budget_s, seed=7)
+        return design(asked, arms=2, ranks=ranks, start_s=12, launch_start_s=3, step_time_s=0.01)
+
+    long = planned(240)
+    assert (long.looks, long.turn_steps, long.seed) == (LOOKS, 4, 7)
+    assert planned(240, ranks=2).turn_steps == 12
     assert long.rounds >= 20
-    short = design(budget_s=45, step_time_s=0.01, **words)
+    short = planned(45)
     assert short.looks[-1] < 12
     with pytest.raises(InvalidInputError, match=r"--budget 3\ds"):
-        design(budget_s=20, step_time_s=0.01, **words)
+        planned(20)
     assert out_of_reach(long, 0.005) is None
     assert "inconclusive" in out_of_reach(long, 0.03)

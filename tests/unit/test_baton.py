@@ -1,0 +1,59 @@
+"""The ranks' side of the baton, as far as it needs no world."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch.baton import Line, scatter, share_of
+
+
+@given(cores=st.sets(st.integers(0, 500), min_size=1), ranks=st.integers(1, 64))
+def test_ranks_share_all_cores_evenly_and_none_twice_while_there_are_enough(cores: set[int], ranks: int) -> None:
+    shares = [share_of(sorted(cores), rank, ranks) for rank in range(ranks)]
+
+    assert all(shares)
+    if len(cores) >= ranks:
+        assert sum(map(len, shares)) == len(cores)
+        assert set().union(*shares) == cores
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    else:
+        assert all(len(share) == 1 for share in shares)
+        assert set().union(*shares) == cores
+
+
+def lines() -> tuple[Line, Line]:
+    left, right = socket.socketpair()
+    return Line(left), Line(right)
+
+
+def test_messages_that_come_in_pieces_or_together_are_read_one_by_one() -> None:
+    driver, rank = lines()
+    driver.connection.sendall(b'{"kind": "turn", "steps": 1}\n{"kind": "tu')
+
+    assert rank.receive(1.0) == {"kind": "turn", "steps": 1}
+    with pytest.raises(TimeoutError):
+        rank.receive(0.01)
+    driver.connection.sendall(b'rn", "steps": 2}\n')
+    assert rank.receive(1.0) == {"kind": "turn", "steps": 2}
+    driver.close()
+    rank.close()
+
+
+def test_a_message_that_is_cut_off_by_the_end_is_the_end() -> None:
+    driver, rank = lines()
+    driver.connection.sendall(b'{"kind": "tu')
+    driver.close()
+
+    with pytest.raises(EOFError):
+        rank.receive(1.0)
+    rank.close()
+
+
+def test_every_fork_lays_its_memory_out_anew() -> None:
+    sizes = [tuple(len(block) for block in scatter() if isinstance(block, bytearray)) for _ in range(2)]  # type: ignore[arg-type]
+
+    assert sizes[0] != sizes[1]
