@@ -512,7 +512,12 @@ def selftest(
         ),
     ] = None,
     launches: Annotated[int, typer.Option(min=12, help="In each setting's pool, which replays draw from.")] = 24,
-    gates: Annotated[int, typer.Option(min=0, help="Complete live gates of each kind.")] = 20,
+    gates: Annotated[
+        int, typer.Option(min=0, help="Complete live gates of each of four kinds, in each setting.")
+    ] = 20,
+    sittings: Annotated[
+        int, typer.Option(help="Of forked launches, set beside a third as many of fresh ones; two or more, or 0.")
+    ] = 6,
     replays: Annotated[int, typer.Option(min=1, help="Of each kind.")] = 2000,
     stored: Annotated[
         list[str] | None,
@@ -522,7 +527,7 @@ def selftest(
     results: Results = Path("results"),
     as_json: Json = False,
 ) -> None:
-    """Measure this machine's comparisons: false alarms, planted slowdowns, and peers' methods. About an hour."""
+    """Measure this machine's comparisons: false alarms, planted slowdowns, peers' methods. Hours; see --gates."""
     from harness.store import Store
     from harness.verbs import comparing, measuring
     from launch.selftest import Setting
@@ -532,11 +537,15 @@ def selftest(
     unknown = [each for each in settings or [] if each not in known]
     if unknown:
         raise InvalidInputError([Problem("--setting", f"no setting {unknown[0]}", ", ".join(known))])
+    if sittings == 1 or sittings < 0:
+        raise InvalidInputError(
+            [Problem("--sittings", f"{sittings} show no difference", "2 or more, or 0 for none")]
+        )
     if stored:
         rows = measuring.replayed("stored", [comparing.load(store, each)[1] for each in stored], replays)
     else:
         chosen: Any = list(dict.fromkeys(settings or known))
-        rows = measuring.measured(chosen, launches, gates, replays, store, tell)
+        rows = measuring.measured(chosen, measuring.Amounts(launches, gates, sittings, replays), store, tell)
     if markdown is not None:
         markdown.write_text(measuring.markdown(rows), encoding="utf-8")
     if as_json:

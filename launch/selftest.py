@@ -39,8 +39,8 @@ GATES: tuple[tuple[float, float, float, str], ...] = (
 """Of live gates: planted share, margin, seconds at most, and the right verdict."""
 
 MOST_FALSE, LEAST_FOUND, LEAST_COVERED = 0.015, 0.95, 0.98
-LAUNCH_S = 11.0
-"""Of a launch of all five arms; more arms than a comparison usually has make it longer, not less exact."""
+LAUNCH_S = {1: 11.0, 2: 45.0}
+"""Of a launch of all five arms, by ranks: a pair of them has about the turns of a gate of two arms."""
 
 BURSTS = """
 import os, random, time
@@ -120,7 +120,7 @@ def pool(setting: Setting, launches: int, told: Callable[[str], None]) -> list[C
             made = compare(
                 arms,
                 margin=MARGIN,
-                budget_s=LOOKS[0][-1] * LAUNCH_S * ranks,
+                budget_s=LOOKS[0][-1] * LAUNCH_S[ranks],
                 seed=len(found),
                 ready=lambda _: False,
                 told=told,
@@ -131,7 +131,7 @@ def pool(setting: Setting, launches: int, told: Callable[[str], None]) -> list[C
     return found
 
 
-def live_gate(share: float, margin: float, budget_s: float, seed: int) -> tuple[str, float]:
+def live_gate(share: float, margin: float, budget_s: float, seed: int, ranks: int = 1) -> tuple[str, float]:
     """Return the verdict of one complete gate on step time, and the seconds it took, its start included."""
     began = time.monotonic()
     margins = {STEP_TIME: margin}
@@ -140,28 +140,30 @@ def live_gate(share: float, margin: float, budget_s: float, seed: int) -> tuple[
         looked = timed.Compared("", analyse(so_far, whole=True), len(so_far.design.looks), margins)
         return str(timed.judged([looked])[0].verdict)
 
-    arms = [Arm(name="baseline", spec=spec(0.0, 1)), Arm(name="now", spec=spec(share, 1))]
+    arms = [Arm(name="baseline", spec=spec(0.0, ranks)), Arm(name="now", spec=spec(share, ranks))]
     found = compare(
         arms, margin=margin, budget_s=budget_s, seed=seed, ready=lambda each: verdict(each) != "inconclusive"
     )
     return verdict(found) if found.outcome == "completed" else found.outcome, time.monotonic() - began
 
 
-def gate_rows(count: int, told: Callable[[str], None]) -> list[Row]:
-    """Run complete gates, planted and not, in turn."""
+def gate_rows(setting: Setting, count: int, told: Callable[[str], None]) -> list[Row]:
+    """Run complete gates in a setting, planted and not, in turn."""
     rows = []
     ended: dict[int, list[tuple[str, float]]] = {index: [] for index in range(len(GATES))}
-    for seed in range(count):
-        for index, (share, margin, budget_s, _) in enumerate(GATES):
-            made = live_gate(share, margin, budget_s, seed)
-            told(f"{seed + 1}: planted {100 * share:g} %, margin {100 * margin:g} %: {made[0]} in {made[1]:.0f} s")
-            ended[index].append(made)
+    with surroundings(setting) as ranks:
+        for seed in range(count):
+            for index, (share, margin, budget_s, _) in enumerate(GATES):
+                verdict, took_s = live_gate(share, margin, budget_s, seed, ranks)
+                planted = f"planted {100 * share:g} %, margin {100 * margin:g} %"
+                told(f"{setting} {seed + 1}: {planted}: {verdict} in {took_s:.0f} s")
+                ended[index].append((verdict, took_s))
     for index, (share, margin, budget_s, right) in enumerate(GATES):
         correct = sum(verdict == right for verdict, _ in ended[index])
         spent = [each for _, each in ended[index]]
         rows.append(
             Row(
-                "alone",
+                setting,
                 f"live gates, planted {100 * share:g} %, margin {100 * margin:g} %",
                 f"{correct} of {count} {right}, {median(spent):.0f} s, at most {max(spent):.0f} s",
                 f"95 %, {budget_s:.0f} s",

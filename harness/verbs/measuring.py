@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -14,31 +14,51 @@ if TYPE_CHECKING:
     from launch.selftest import Row, Setting
 
 
-def measured(  # one argument an option
-    settings: Sequence[Setting],
-    launches: int,
-    gates: int,
-    count: int,
-    store: Store,
-    told: Callable[[str], None],
+class Amounts(NamedTuple):
+    """How much is measured.
+
+    Attributes:
+        launches: in each setting's pool.
+        gates: live ones of each kind, in each setting.
+        sittings: with forked launches; a third as many with fresh ones. 0: none.
+        replays: of each kind.
+    """
+
+    launches: int
+    gates: int
+    sittings: int
+    replays: int
+
+
+def measured(
+    settings: Sequence[Setting], amounts: Amounts, store: Store, told: Callable[[str], None]
 ) -> list[Row]:
-    """Measure in each setting, store the pools, and return what came of them.
+    """Measure in each setting, store the pools and sittings, and return what came of them.
 
     Raises:
         OptbenchError: an arm could not run.
         OSError: a pool cannot be stored.
     """
     from harness.verbs import comparing
-    from launch import selftest
+    from launch import independence, selftest
 
     rows: list[Row] = []
     for setting in settings:
-        told(f"{setting}: {launches} launches of five arms")
-        found = selftest.pool(setting, launches, told)
+        told(f"{setting}: {amounts.launches} launches of five arms")
+        found = selftest.pool(setting, amounts.launches, told)
         for each in found:
             told(f"stored: {comparing.save(store, each)}")
-        rows += replayed(setting, found, count)
-    return rows + (selftest.gate_rows(gates, told) if gates else [])
+        rows += replayed(setting, found, amounts.replays)
+        if amounts.gates:
+            rows += selftest.gate_rows(setting, amounts.gates, told)
+    if amounts.sittings:
+        fresh = max(1, amounts.sittings // 3)
+        told(f"{amounts.sittings} sittings of forked launches, {fresh} of fresh ones")
+        sittings = independence.sittings(amounts.sittings, fresh, told)
+        for each in sittings:
+            told(f"stored: {comparing.save(store, each)}")
+        rows += independence.rows_of(sittings)
+    return rows
 
 
 def replayed(setting: str, pool: Sequence[Comparison], count: int) -> list[Row]:

@@ -1,0 +1,120 @@
+"""Whether forked launches are as independent as fresh ones: the same code twice, in sittings of each kind."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import TYPE_CHECKING
+
+from harness.comparison.estimate import hodges_lehmann, log_ratios, mean_step
+from harness.comparison.model import Arm
+from harness.errors import OptbenchError
+from launch import selftest
+from launch.comparing import compare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from harness.comparison.model import Comparison
+
+FORKED_S, FRESH_S = 100.0, 220.0
+"""Budget of a sitting: about 40 rounds in each of twelve launches on two cores."""
+
+LEAST_P = 0.01
+SETTING = "forked and fresh"
+
+
+def sittings(forked: int, fresh: int, told: Callable[[str], None]) -> list[Comparison]:
+    """Return A/A comparisons: so many whose launches are forked, so many whose launches are fresh.
+
+    Raises:
+        OptbenchError: an arm could not run.
+    """
+    found = []
+    arms = [Arm(name=name, spec=selftest.spec(0.0, 1)) for name in ("one", "other")]
+    for number in range(forked + fresh):
+        is_fresh = number >= forked
+        made = compare(
+            arms,
+            margin=selftest.MARGIN,
+            budget_s=FRESH_S if is_fresh else FORKED_S,
+            seed=number,
+            fresh=is_fresh,
+            ready=lambda _: False,
+            told=told,
+        )
+        if made.outcome != "completed":
+            raise OptbenchError(f"selftest: {made.outcome}: {made.reason}")
+        found.append(made)
+    return found
+
+
+def rows_of(found: Sequence[Comparison]) -> list[selftest.Row]:
+    """Return how far launches lie apart within a sitting, between sittings, and forked beside fresh.
+
+    All launches count with as many rounds as the shortest has. One-way analysis of variance of the forked
+    launches' log ratios by sitting; the share of their variance that sittings may have is bounded by the
+    intraclass correlation's upper 95 % limit (Searle, Linear Models, 1971, chapter 9). Fresh beside forked by
+    Brown and Forsythe's test (J. Am. Stat. Assoc. 69, 1974), since single launches can lie far off.
+
+    Args:
+        found: sittings, two or more forked ones of two or more valid launches among them.
+    """
+    from scipy import stats
+
+    groups = _log_ratios(found)
+    forked = [each for each, made in zip(groups, found, strict=True) if made.launches[0].kind == "forked"]
+    fresh = [each for each, made in zip(groups, found, strict=True) if made.launches[0].kind == "fresh"]
+    result = stats.f_oneway(*forked)
+    count = sum(map(len, forked))
+    free = (len(forked) - 1, count - len(forked))
+    least_f = float(result.statistic) / float(stats.f.ppf(0.05, *free))
+    share = max(0.0, (least_f - 1) / (least_f - 1 + count / len(forked)))
+    rows = [
+        _row("forked launches, sittings", f"{count} in {len(forked)}, spread {100 * _spread(forked):.2f} %"),
+        _row("sittings differ: p", f"{result.pvalue:.3f}", float(result.pvalue)),
+        _row("share of the variance that sittings may have", f"{100 * share:.0f} % at most"),
+    ]
+    if not fresh:
+        return rows
+    own, other = ([each for group in groups for each in _centred(group)] for groups in (forked, fresh))
+    p = float(stats.levene(own, other, center="median").pvalue)
+    typical = stats.median_abs_deviation(other) / stats.median_abs_deviation(own)
+    told = f"{_spread(fresh) / _spread(forked):.2f} by standard deviation, {typical:.2f} by median deviation"
+    spread = f"spread {100 * _spread(fresh):.2f} %"
+    return [
+        *rows,
+        _row("fresh launches, sittings", f"{sum(map(len, fresh))} in {len(fresh)}, {spread}"),
+        _row("spread of fresh launches beside forked ones", told),
+        _row("fresh and forked launches spread differently: p", f"{p:.3f}", p),
+    ]
+
+
+def _row(what: str, found: str, p: float | None = None) -> selftest.Row:
+    if p is None:
+        return selftest.Row(SETTING, what, found)
+    return selftest.Row(SETTING, what, found, f"p {LEAST_P:g}", p >= LEAST_P)
+
+
+def _log_ratios(found: Sequence[Comparison]) -> list[list[float]]:
+    """Return the valid launches' estimates by sitting, each of as many rounds as the shortest launch has."""
+    rounds = min(each.design.rounds for each in found)
+    return [
+        [
+            hodges_lehmann(log_ratios(launch, (0, 1), mean_step)[:rounds])
+            for launch in each.launches
+            if launch.invalid is None
+        ]
+        for each in found
+    ]
+
+
+def _centred(group: Sequence[float]) -> list[float]:
+    middle = median(group)
+    return [each - middle for each in group]
+
+
+def _spread(groups: Sequence[Sequence[float]]) -> float:
+    """Return the standard deviation within groups."""
+    squares = sum((each - sum(group) / len(group)) ** 2 for group in groups for each in group)
+    return math.sqrt(squares / (sum(map(len, groups)) - len(groups)))
