@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import textwrap
 import time
+import venv
 from pathlib import Path
 
 import psutil
@@ -162,6 +163,29 @@ def test_arms_that_train_differently_are_refused_unless_told_so(user):
     assert found.code == 1
     assert "train differently: in step 2" in found.err
     assert "--allow-different-training" in found.err
+
+
+def test_an_interpreter_without_the_packages_is_named_with_the_remedy(user, tmp_path):
+    venv.create(tmp_path / "bare", with_pip=False)
+    file = tmp_path / "arms.toml"
+    file.write_text(
+        textwrap.dedent("""
+        [defaults]
+        workload = "linear_regression"
+        optimizer = "adamw/foreach"
+        [[arm]]
+        [[arm]]
+        python = "bare/bin/python"
+        [[arm]]
+        python = "bare/bin/none"
+        """),
+        encoding="utf-8",
+    )
+    done = user("compare", str(file))
+    assert done.code == 2
+    assert f"{tmp_path / 'bare/bin/python'} lacks torch, pydantic, harness" in done.err
+    assert "-m pip install" in done.err
+    assert f"{tmp_path / 'bare/bin/none'} is no program" in done.err
 
 
 def test_bad_words_are_explained_with_the_remedy(user, tmp_path):
