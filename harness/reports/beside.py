@@ -114,9 +114,9 @@ def measured(analysis: Analysis, comparison: Comparison) -> tuple[str, ...]:
     words = f"{valid} valid {kinds} launch{'es' if valid != 1 else ''}".replace("  ", " ")
     if decided:
         words += f", decided at launch {' and '.join(str(each) for each in sorted(decided))}"
-    words += (
-        f" (looks at {', '.join(map(str, design.looks))}); {design.rounds} rounds of {design.turn_steps} steps"
-    )
+    if design.looks:
+        looks = ", ".join(map(str, design.looks))
+        words += f" (looks at {looks}); {design.rounds} rounds of {design.turn_steps} steps"
     words += f"; {quantities.duration(analysis.spent_s)} of {quantities.duration(design.budget_s)} spent"
     return (words, *_invalid(invalid))
 

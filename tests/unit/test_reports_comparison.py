@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from harness.comparison.analysis import analyse
 from harness.comparison.model import Arm
 from harness.reports.comparison import draw, render
 from harness.reports.document import document
@@ -26,6 +27,7 @@ from tests.unit.comparison_examples import (
     TROUBLED,
     analysis,
     comparison,
+    design,
     estimate,
     launch,
     pair,
@@ -268,3 +270,10 @@ def test_no_name_breaks_the_terminal(name):
     text = shown((analysis(pair((name, name + "b"))), comparison((name, name + "b"))), encoding="ascii")
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "\x1b" not in text
+
+
+def test_what_ended_before_its_plan_tells_of_no_looks():
+    made = comparison(launches=(), design=design(looks=(), rounds=0), outcome="failed", reason="never right")
+    text = one_line((analyse(made), made))
+    assert "0 valid launches; " in text
+    assert "looks" not in text
