@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -114,13 +115,17 @@ def _look(design: Design, ratios: Sequence[float], *, whole: bool = False) -> _L
     return _Look(reached[-1] if reached else 0, decided=False)
 
 
+def _phase_time(phase: str, turn: Turn) -> float | None:
+    return turn.phase_s.get(phase)
+
+
 def _pair(comparison: Comparison, valid: Sequence[Launch], arm: int, *, whole: bool = False) -> Pair:
     design = comparison.design
     look = _look(design, ratios_of(valid, arm, mean_step), whole=whole)
     used = valid[: look.launches] if look.launches else list(valid)
     metrics = {STEP_TIME: _with_stalls(_estimate(design, ratios_of(used, arm, mean_step), look), used, arm)}
     for phase in _phases(used):
-        metrics[phase] = _estimate(design, ratios_of(used, arm, lambda turn, p=phase: turn.phase_s.get(p)), look)  # type: ignore[misc]
+        metrics[phase] = _estimate(design, ratios_of(used, arm, functools.partial(_phase_time, phase)), look)
     metrics[CPU_TIME] = _estimate(design, ratios_of(used, arm, lambda turn: turn.cpu_time_s), look)
     metrics[MEMORY] = _estimate(design, _memory_ratios(used, arm), look)
     metrics = {name: each for name, each in metrics.items() if each.ratio is not None or name == STEP_TIME}

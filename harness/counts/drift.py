@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from harness.counts.slopes import theil_sen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from harness.counts.model import RankDrift, Sample
 
@@ -83,12 +83,12 @@ def _of_rank(drift: RankDrift) -> Iterator[Finding]:
     if len(samples) <= FEWEST_INTERVALS:
         return
     for name in samples[-1].tensors:
-        growth = _growth(samples, lambda sample, name=name: sample.tensors.get(name, 0))  # type: ignore[misc]
+        growth = _growth(samples, [each.tensors.get(name, 0) for each in samples])
         if growth is not None:
             text = f"tensors {name}: {growth:+.3g} a step"
             yield Finding(kind="tensors", name=name, per_step=growth, ranks=(), text=text)
     for name in samples[-1].objects:
-        growth = _growth(samples, lambda sample, name=name: sample.objects.get(name, 0))  # type: ignore[misc]
+        growth = _growth(samples, [each.objects.get(name, 0) for each in samples])
         if growth is not None:
             text = f"objects of type {name}: {growth:+.3g} a step"
             yield Finding(kind="objects", name=name, per_step=growth, ranks=(), text=text)
@@ -105,9 +105,8 @@ def _settled(samples: Sequence[Sample]) -> list[Sample]:
     return [each for each in samples if each.step >= last * WARM_UP_SHARE]
 
 
-def _growth(samples: Sequence[Sample], count: Callable[[Sample], int]) -> float | None:
+def _growth(samples: Sequence[Sample], counts: Sequence[int]) -> float | None:
     """Return growth a step of what rises from every look to the next; None: it does not."""
-    counts = [count(each) for each in samples]
     if all(after > before for before, after in itertools.pairwise(counts)):
         return (counts[-1] - counts[0]) / (samples[-1].step - samples[0].step)
     return None
