@@ -83,7 +83,7 @@ def _explain(error: Exception) -> int:
         return INVALID_INPUT
     if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
         return INVALID_INPUT
-    told = error.format_message() if isinstance(error, WrongWords) else str(error)  # type: ignore[attr-defined]
+    told = error.format_message() if isinstance(error, WrongWords) else str(error)  # type: ignore[attr-defined]  # click's
     errors.print(f"optbench: {told}", markup=False, style="red")
     if isinstance(error, WrongWords):
         errors.print("    optbench --help lists the verbs, optbench VERB --help their options")

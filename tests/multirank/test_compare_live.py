@@ -143,6 +143,7 @@ def test_two_ranks_take_turns_and_another_checkout_can_be_an_arm(user, tmp_path)
     assert pair["launches"] >= 4
     stored = json.loads((user.results / found.json["id"] / "manifest.json").read_text(encoding="utf-8"))
     assert [Path(each["harness"]).parent for each in stored["facts"]] == [root, older]
+    assert "seem to share an error" in found.err
     mine = sorted(os.sched_getaffinity(0))
     assert {tuple(each["cores"]) for each in stored["facts"]} == {tuple(mine[: max(1, len(mine) // 2)])}
 
