@@ -17,12 +17,24 @@ from launch import baton, local, memory_kills, processes
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from harness.comparison.model import Arm
 
+GRACE_S = 2.0
+"""How long ranks may tell why, once one has failed: its peers see nothing but a connection that was closed."""
+
+END_S = 10.0
+"""How long a launch's processes may take to go."""
+
+CONSEQUENCES = ("closed by peer", "a rank died", "Connection re", "Broken pipe")
+"""What ranks say whose peer is gone."""
+
 POLL_S = 0.25
 """Between two looks at whether a world whose answer is awaited still lives."""
+
+MONITOR_S = 1
+"""Between two looks of torchrun at its ranks, ten a second unless told: each wakes a core beside a running arm."""
 
 ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 """Threads of a waiting arm must not spin beside the one that runs."""
@@ -46,6 +58,9 @@ class Arms:
     Args:
         arms: specs resolved.
         timeout_s: for any one answer of a rank.
+
+    Attributes:
+        environment: that the first arm has told of.
     """
 
     def __init__(self, arms: Sequence[Arm], timeout_s: float) -> None:
@@ -56,12 +71,17 @@ class Arms:
         self._ranks: dict[tuple[int, int], baton.Line] = {}
         self._children: dict[tuple[int, int], baton.Line] = {}
         self._number = -1
+        self.environment: dict[str, Any] = {}
         self._kills = memory_kills.count()
 
     def __enter__(self) -> Self:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="optbench-arms-")))
         self._listener = self._stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        self._listener.bind(str(self._folder / "baton"))
+        try:
+            self._listener.bind(str(self._folder / "baton"))
+        except OSError as error:
+            self._stack.close()
+            raise OptbenchError(f"no socket in {self._folder}: {error}; set TMPDIR to a shorter path") from error
         self._listener.listen(256)
         self._stack.callback(self._end_processes)
         self._stack.enter_context(processes.guarded(self._marker, self._folder))
@@ -73,8 +93,6 @@ class Arms:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for line in [*self._children.values(), *self._ranks.values()]:
-            line.close()
         self._stack.close()
 
     def _end_processes(self) -> None:
@@ -108,6 +126,7 @@ class Arms:
         target.append(f"--spec={spec.model_dump_json(exclude_defaults=True)}")
         target += [f"--path={arm.path}"] if arm.path else []
         logs = self._folder / f"torchrun-{index}"
+        target = [f"--monitor-interval={MONITOR_S}", *target]  # torchrun's own word, which stands before the file
         words = local.torchrun(spec, target, local.free_port(), log_dir=logs, python=arm.python)
         settings = local.environment(spec, self._marker, os.environ) | ASLEEP | arm.env
         return processes.start(words, settings, self._log(index))
@@ -122,12 +141,9 @@ class Arms:
             ArmError: one cannot.
         """
         about: dict[int, dict[str, Any]] = {}
-        wanted = {(index, rank) for index, arm in enumerate(self.arms) for rank in range(arm.spec.world_size or 1)}
-        while self._ranks.keys() < wanted:
-            line, message = self._accepted(self._timeout_s)
+        wanted = sum(arm.spec.world_size or 1 for arm in self.arms)
+        for line, message in self._answers({}, "before it could launch", new=wanted):
             index = message["arm"]
-            if message["kind"] == "refused":
-                raise self._error(index, f"cannot run: {message['reason']}")
             if message["protocol"] != baton.PROTOCOL:
                 raise self._error(index, f"speaks protocol {message['protocol']}, not {baton.PROTOCOL}")
             self._ranks[index, int(message["rank"])] = line
@@ -135,20 +151,72 @@ class Arms:
                 about[index] = {k: v for k, v in message.items() if k not in {"kind", "arm", "rank"}}
         return [about[index] for index in range(len(self.arms))]
 
-    def _accepted(self, timeout_s: float) -> tuple[baton.Line, dict[str, Any]]:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            if select.select([self._listener], [], [], POLL_S)[0]:
-                line = baton.Line(self._listener.accept()[0])
-                try:
-                    return line, line.receive(max(1.0, deadline - time.monotonic()))
-                except (EOFError, TimeoutError) as error:
-                    what = "died" if isinstance(error, EOFError) else f"hung for {timeout_s:g} s"
-                    line.close()
-                    raise ArmError(f"a rank {what} before its first step:\n{self._tails()}") from None
-            self._alive()
+    def _answers(
+        self, lines: Mapping[baton.Line, int], when: str, new: int = 0
+    ) -> list[tuple[baton.Line, dict[str, Any]]]:
+        """Return the next message of each line and of as many new connections, in the order in which they come.
+
+        Args:
+            lines: of ranks whose answer is awaited, with their arms.
+            when: the answer is awaited, for the message.
+            new: connections awaited.
+
+        Raises:
+            ArmError: a rank failed, died, or did not answer in time. Of several, the one whose reason is not that
+                its peers were gone: they are given a moment to tell.
+        """
+        waiting, found = dict(lines), []
+        failures: list[tuple[int, str]] = []
+        deadline = time.monotonic() + self._timeout_s
+        while waiting or new:
+            ready = self._ready(waiting, listens=bool(new))
+            if self._listener in ready:
+                line, arm = self._arrived()
+                waiting[line] = arm
+                new -= 1
+            for line in [each for each in waiting if each.connection in ready or each.has_message()]:
+                arm = waiting.pop(line)
+                message = _received(line, when)
+                if "reason" in message:
+                    failures.append((arm, message["reason"]))
+                    deadline = min(deadline, time.monotonic() + GRACE_S)
+                else:
+                    found.append((line, message))
+            if not (ready or failures):
+                self._alive()
             if time.monotonic() > deadline:
-                raise ArmError(f"a rank did not come within {timeout_s:g} s:\n{self._tails()}")
+                break
+        if failures:
+            raise self._error(*min(failures, key=_is_consequence))
+        if waiting or new:
+            raise self._hung(sorted(waiting.values()), when)
+        return found
+
+    def _ready(self, waiting: Mapping[baton.Line, int], *, listens: bool) -> Sequence[Any]:
+        """Wait a moment for messages and connections; return where there are some."""
+        sources: list[Any] = [line.connection for line in waiting]
+        at_once = any(line.has_message() for line in waiting)
+        found: Sequence[Any] = select.select(
+            [*sources, self._listener] if listens else sources, [], [], 0 if at_once else POLL_S
+        )[0]
+        return found
+
+    def _arrived(self) -> tuple[baton.Line, int]:
+        """Return a new connection and the arm that it is of."""
+        line = baton.Line(self._listener.accept()[0])
+        self._stack.callback(line.close)
+        message = _received(line, "as it connected", GRACE_S)
+        if "reason" in message:
+            raise ArmError(f"{message['reason']}:\n{self._tails()}")
+        return line, int(message["arm"])
+
+    def _hung(self, arms: Sequence[int], when: str) -> ArmError:
+        """Say which arm hangs; its ranks have told on standard error where they are."""
+        pids = [found.pid for found in processes.of_run(self._marker)]
+        processes.dump_stacks(_ranks_among(pids))
+        if not arms:
+            return ArmError(f"a rank did not come within {self._timeout_s:g} s:\n{self._tails()}")
+        return self._error(arms[0], f"hung {when}: no answer within {self._timeout_s:g} s")
 
     def _alive(self) -> None:
         for index, process in enumerate(self._processes):
@@ -167,20 +235,13 @@ class Arms:
         for index, line in called:
             self._send(index, line, "launch", number=self._number, port=ports[index])
         took = dict.fromkeys(indices, 0.0)
-        for _ in called:
-            line, message = self._accepted(self._timeout_s)
-            if message["kind"] == "failed":
-                raise self._error(message["arm"], message["reason"])
+        for line, message in self._answers({}, "before its first step", new=len(called)):
             self._children[message["arm"], message["rank"]] = line
             took[message["arm"]] = max(took[message["arm"]], float(message["build_s"]))
         return took
 
     def turn(self, index: int, lead: int, steps: int) -> dict[str, Any]:
-        """Give one arm the baton; return its ranks' answer as one.
-
-        Returns:
-            ``step_time_s``: the slowest rank's, step by step. ``phase_s``: the slowest rank's means.
-            ``cpu_time_s``: a step, all ranks together. ``losses``: means over the ranks.
+        """Give one arm the baton; return its ranks' answer as one, see `as_one`.
 
         Raises:
             ArmError: it failed, or did not answer in time.
@@ -188,16 +249,7 @@ class Arms:
         lines = self._of(index)
         for line in lines:
             self._send(index, line, "turn", lead=lead, steps=steps)
-        answers = [self._answer(index, line) for line in lines]
-        phases = {name for each in answers for name in each["phase_s"]}
-        losses = zip(*(each["losses"] for each in answers), strict=True)
-        return {
-            "step_time_s": [max(times) for times in zip(*(each["step_time_s"] for each in answers), strict=True)],
-            "phase_s": {name: max(each["phase_s"].get(name, 0.0) for each in answers) for name in sorted(phases)},
-            "cpu_time_s": sum(each["cpu_time_s"] for each in answers),
-            "involuntary_switches": sum(each["involuntary_switches"] for each in answers),
-            "losses": [None if None in each else sum(each) / len(each) for each in losses],
-        }
+        return as_one([message for _, message in self._answers(dict.fromkeys(lines, index), "in its turn")])
 
     def end_launch(self) -> tuple[dict[int, int], dict[int, dict[str, Any]]]:
         """End the launch's processes; return each arm's peak memory over its ranks, and rank 0's facts.
@@ -210,10 +262,13 @@ class Arms:
             lines = self._of(index)
             for line in lines:
                 self._send(index, line, "end")
-            answers = [self._answer(index, line) for line in lines]
-            peaks[index] = sum(int(each["peak_memory_bytes"]) for each in answers)
-            facts[index] = answers[0]["facts"]
+            answers = dict(self._answers(dict.fromkeys(lines, index), "at its end"))
+            peaks[index] = sum(int(each["peak_memory_bytes"]) for each in answers.values())
+            facts[index] = answers[lines[0]]["facts"]
+            self.environment = self.environment or answers[lines[0]]["environment"]
         for line in self._children.values():
+            # What they held is free only when they are gone. A helper of theirs may keep the line open.
+            line.gone(END_S)
             line.close()
         self._children.clear()
         return peaks, facts
@@ -226,19 +281,6 @@ class Arms:
             line.send(kind, **fields)
         except OSError as error:
             raise self._error(index, "a rank has died") from error
-
-    def _answer(self, index: int, line: baton.Line) -> dict[str, Any]:
-        try:
-            message = line.receive(self._timeout_s)
-        except EOFError:
-            raise self._error(index, "a rank died in its turn") from None
-        except TimeoutError:
-            pids = [found.pid for found in processes.of_run(self._marker)]
-            processes.dump_stacks(_ranks_among(pids))
-            raise self._error(index, f"hung: no answer within {self._timeout_s:g} s") from None
-        if message["kind"] == "failed":
-            raise self._error(index, message["reason"])
-        return message
 
     def _error(self, index: int, what: str) -> ArmError:
         text = f"arm {self.arms[index].name} {what}\n{self._tail(index)}".rstrip()
@@ -255,6 +297,42 @@ class Arms:
             told = [each for each in self._log(index).read_text(errors="replace").splitlines() if each.strip()]
             return "\n".join(f"  {self.arms[index].name}: {each[:300]}" for each in told[-lines:])
         return ""
+
+
+def _received(line: baton.Line, when: str, timeout_s: float = 30.0) -> dict[str, Any]:
+    """Return a message that has begun to come; with a ``reason`` where the rank failed or died."""
+    try:
+        message = line.receive(timeout_s)
+    except (EOFError, TimeoutError, ValueError):
+        return {"reason": f"a rank died {when}"}
+    if message["kind"] == "refused":
+        return {"reason": f"cannot run: {message['reason']}"}
+    return message
+
+
+def _is_consequence(failure: tuple[int, str]) -> bool:
+    return any(words in failure[1] for words in CONSEQUENCES)
+
+
+def as_one(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a world's ranks say of a turn as one answer.
+
+    Returns:
+        ``step_time_s``: of the rank whose steps together took longest, which is what the job took. The longest of
+        each step, added up, would be more than that: where ranks hold each other up in turn, it counts a delay in
+        the step of the rank that was late and in the next one of the rank that waited.
+        ``phase_s``: the slowest rank's means. ``cpu_time_s``: a step, all ranks together. ``losses``: means over
+        the ranks, of untimed steps too; None: the engine tells none.
+    """
+    phases = {name for each in answers for name in each["phase_s"]}
+    losses = zip(*(each["losses"] for each in answers), strict=True)
+    return {
+        "step_time_s": max((each["step_time_s"] for each in answers), key=sum),
+        "phase_s": {name: max(each["phase_s"].get(name, 0.0) for each in answers) for name in sorted(phases)},
+        "cpu_time_s": sum(each["cpu_time_s"] for each in answers),
+        "involuntary_switches": sum(each["involuntary_switches"] for each in answers),
+        "losses": [None if None in each else sum(each) / len(each) for each in losses],
+    }
 
 
 def _ranks_among(pids: Sequence[int]) -> list[int]:

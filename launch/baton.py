@@ -9,7 +9,8 @@ child inherits neither threads nor a device. Messages are lines of JSON; who wai
 to a rank: ``launch {number, port}``: fork a child, which joins the others and builds the engine; ``end``.
 from a rank: ``hello {arm, rank, protocol, …}``, or ``refused {reason}``.
 to a child: ``turn {lead, steps}``: a barrier, untimed steps, timed steps; ``end``: tell the peak and exit.
-from a child: ``built``, ``turned {step_time_s, …}``, ``ended {peak_memory_bytes, facts}``; ``failed {reason}``.
+from a child: ``built``, ``turned {step_time_s, …}``, ``ended {peak_memory_bytes, …}``; ``failed {reason}``.
+Ranks and children alike say ``here {arm, rank}`` first.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import faulthandler
+import gc
 import json
 import math
 import mmap
@@ -39,6 +41,7 @@ PROTOCOL = 1
 PR_SET_PDEATHSIG = 1
 SCATTERED_BYTES = 32 * 2**20
 STEPS_WITHOUT_END = 10**9
+INSTALLED = {"site-packages", "dist-packages"}
 
 
 class Line:
@@ -76,6 +79,22 @@ class Line:
         found: dict[str, Any] = json.loads(line)
         return found
 
+    def has_message(self) -> bool:
+        """Say whether a message has come that was not yet asked for."""
+        return b"\n" in self._waiting
+
+    def gone(self, timeout_s: float) -> bool:
+        """Wait until the other end is gone; return whether it is."""
+        self.connection.settimeout(timeout_s)
+        try:
+            while self.connection.recv(65536):
+                pass
+        except ConnectionError:
+            return True
+        except TimeoutError:
+            return False
+        return True
+
     def close(self) -> None:
         """Close it."""
         self.connection.close()
@@ -103,8 +122,9 @@ def main() -> int:
         sys.path.insert(0, options.path)
     rank = int(os.environ["RANK"])
     driver = connected(options.socket)
+    driver.send("here", arm=options.arm, rank=rank)
     try:
-        about = _prepared(json.loads(options.spec))
+        about = _prepared(json.loads(options.spec), options.path)
     except Exception as error:  # noqa: BLE001  # whatever an arm's code raises is what the driver must tell
         traceback.print_exc()
         driver.send("refused", arm=options.arm, rank=rank, reason=f"{type(error).__name__}: {error}")
@@ -136,8 +156,12 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _prepared(fields: dict[str, Any]) -> dict[str, Any]:
-    """Import all that the arm needs, so that a fork need not; return what stands in the record."""
+def _prepared(fields: dict[str, Any], path: str | None = None) -> dict[str, Any]:
+    """Import all that the arm needs, so that a fork need not; return what stands in the record.
+
+    Raises:
+        ImportError: nothing of it came from the arm's own checkout.
+    """
     import torch
 
     from harness import registry, user_path, worker
@@ -145,10 +169,16 @@ def _prepared(fields: dict[str, Any]) -> dict[str, Any]:
     user_path.extend()
     spec = _spec(fields)
     if spec.device == "cpu":
+        # torch's optimizers import it when they are built: 1.5 s and more of every launch. Not beside a GPU: what
+        # it asks of the device might initialise it, and a fork could no longer use it.
+        import torch._dynamo
+
         _keep_to_own_cores()
     registry.WORKLOADS.get(spec.workload)
     registry.OPTIMIZERS.get(spec.optimizer)
     _strategy(spec.strategy)
+    if path is not None:
+        _refuse_code_from_elsewhere(Path(path).resolve())
     return {
         "torch": torch.__version__,
         "python": sys.version.split()[0],
@@ -156,6 +186,29 @@ def _prepared(fields: dict[str, Any]) -> dict[str, Any]:
         "commit": _commit(Path(worker.__file__).parents[1]),
         "cores": _cores(),
     }
+
+
+def _refuse_code_from_elsewhere(root: Path) -> None:
+    """Raise where no module was imported from the arm's checkout: other code would be compared with itself."""
+    own, strays = 0, []
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file is None or name == "__main__":
+            continue
+        if Path(file).resolve().is_relative_to(root) and not INSTALLED.intersection(Path(file).parts):
+            own += 1
+        elif _found_in(root, name):
+            strays.append(f"{name} came from {file}")
+    if strays or not own:
+        told = "; ".join(strays[:3]) or "no module of it was imported"
+        message = f"path {root}: {told}: name the folder that holds the packages to be imported"
+        raise ImportError(message)
+
+
+def _found_in(root: Path, name: str) -> bool:
+    """Say whether a module of that name lies in a folder."""
+    place = root.joinpath(*name.split("."))
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
 
 
 def share_of(cores: Sequence[int], rank: int, ranks: int) -> set[int]:
@@ -223,8 +276,9 @@ def _child(options: argparse.Namespace, rank: int, message: dict[str, Any]) -> i
     """Be this rank in one launch; return the exit code."""
     _die_with_parent()
     driver = connected(options.socket)
-    kept = scatter()
     where = {"arm": options.arm, "rank": rank, "number": message["number"]}
+    driver.send("here", **where)
+    kept = scatter()
     try:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(message["port"])}
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
@@ -270,18 +324,13 @@ class _Marks:
         return times, {name: total / max(1, len(times)) for name, total in sums.items()}
 
 
-def _take_turns(driver: Line, where: dict[str, int], fields: dict[str, Any]) -> None:
+def _started(spec: Any) -> tuple[Any, Any, Any]:
+    """Join the world and build the engine; return both, and the workload."""
     import torch
-    from torch import distributed
 
     from harness import worker
-    from harness.collectors.timing import EventClock, HostClock
-    from harness.interfaces import DataShard
-    from harness.loop import steps
     from harness.registry import OPTIMIZERS, WORKLOADS
 
-    started, resident = time.monotonic(), _status_bytes("VmRSS")
-    spec = _spec(fields)
     torch.set_num_threads(spec.threads or 1)
     world = worker._join(spec)  # noqa: SLF001  # an older checkout has no other
     torch.manual_seed(spec.seed)
@@ -291,6 +340,22 @@ def _take_turns(driver: Line, where: dict[str, int], fields: dict[str, Any]) -> 
     _set_arithmetic(worker, spec)
     workload = _constructed(WORKLOADS.get(spec.workload), spec)
     engine = _strategy(spec.strategy).start(workload, OPTIMIZERS.get(spec.optimizer), spec, world)
+    gc.collect()
+    gc.freeze()  # as in a run: later collections need not walk what exists by now
+    return world, engine, workload
+
+
+def _take_turns(driver: Line, where: dict[str, int], fields: dict[str, Any]) -> None:
+    import torch
+    from torch import distributed
+
+    from harness.collectors.timing import EventClock, HostClock
+    from harness.interfaces import DataShard
+    from harness.loop import steps
+
+    began, resident = time.monotonic(), _status_bytes("VmRSS")
+    spec = _spec(fields)
+    world, engine, workload = _started(spec)
     shard = DataShard(world.rank, world.size, spec.global_batch or 1, spec.accumulation, spec.seed)
     host = world.device.type == "cpu"
     marks = _Marks(HostClock() if host else EventClock(world.device.type))
@@ -300,34 +365,61 @@ def _take_turns(driver: Line, where: dict[str, int], fields: dict[str, Any]) -> 
         if not host:
             torch.accelerator.synchronize(world.device)
 
-    driver.send("built", **where, build_s=time.monotonic() - started)
+    parameters, done = _parameter_sums(engine), 0
+    driver.send("built", **where, build_s=time.monotonic() - began)
     while (message := driver.receive())["kind"] == "turn":
         if world.backend is not None:
             distributed.barrier()
-        for _ in range(message["lead"]):
-            next(stream)
+        led = [next(stream) for _ in range(message["lead"])]
         synchronise()
         marks.steps()
         before, helpers = resource.getrusage(resource.RUSAGE_SELF), _helpers_s(os.getpid())
-        done = [next(stream) for _ in range(message["steps"])]
+        timed = [next(stream) for _ in range(message["steps"])]
         synchronise()
         after, spent = resource.getrusage(resource.RUSAGE_SELF), max(0.0, _helpers_s(os.getpid()) - helpers)
         times, phases = marks.steps()
-        losses = [float(each.loss) if each.loss is not None else None for each in done]
+        if not done:
+            getattr(engine, "verify_claims", lambda: None)()  # an older checkout's engine makes none
+        done += len(led) + len(timed)
         driver.send(
             "turned",
             step_time_s=times,
             phase_s=phases,
-            cpu_time_s=(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime + spent) / len(done),
+            cpu_time_s=(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime + spent) / len(timed),
             involuntary_switches=after.ru_nivcsw - before.ru_nivcsw,
-            losses=[None if each is None or not math.isfinite(each) else each for each in losses],
+            losses=[None if each.loss is None else float(each.loss) for each in led + timed],
         )
     peak = _status_bytes("VmHWM") - resident if host else torch.accelerator.max_memory_allocated(world.device)
+    if done and parameters and parameters == _parameter_sums(engine):
+        raise RuntimeError(f"no parameter moved in {done} steps")
     facts = json.loads(json.dumps(dict(engine.facts()), default=str))
-    driver.send("ended", peak_memory_bytes=peak, facts=facts)
+    about = _environment(world) if where["arm"] == where["rank"] == where["number"] == 0 else {}
+    driver.send("ended", peak_memory_bytes=peak, facts=facts, environment=about)
     engine.close()
     if world.backend is not None:
         distributed.destroy_process_group()
+
+
+def _environment(world: Any) -> dict[str, Any]:
+    """Return what the first arm's launch ran on; nothing where its checkout does not tell."""
+    try:
+        from harness import environment
+
+        found: dict[str, Any] = environment.capture(world).model_dump(mode="json")
+    except Exception:  # noqa: BLE001  # a fact that cannot be had must not cost the comparison
+        traceback.print_exc()
+        return {}
+    return found
+
+
+def _parameter_sums(engine: Any) -> list[float]:
+    """Return the sum of each parameter, or of this rank's part of it."""
+    sums = []
+    for category, tensor in engine.tensors():
+        if getattr(category, "value", category) == "parameters":
+            local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+            sums.append(float(local.detach().float().sum()))
+    return sums
 
 
 def _set_arithmetic(worker: Any, spec: Any) -> None:

@@ -6,10 +6,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from harness.comparison.analysis import next_step
-from harness.comparison.designing import ALPHA, SPREAD, WORLD_SPREAD, design, out_of_reach
+from harness.comparison.designing import ALPHA, design, out_of_reach, spread
 from harness.comparison.model import Comparison, Design
 from launch.arms import ArmError, Arms, OutOfMemoryError
-from launch.sitting import Sitting
+from launch.sitting import Sitting, UnlikeArmsError
 from launch.watching import Machine
 
 if TYPE_CHECKING:
@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 
     from harness.comparison.model import Arm, Outcome
 
-UNFINISHED = "incomplete: its driver was killed, or is still at it"
+OVERRUN = 1.1
+"""Times the budget that may be spent to reach the first look at the data."""
 
-SHARED = (
-    "launches of several ranks that are forked in one sitting seem to share an error of up to 2 %, which their "
-    "interval does not contain: repeat the comparison before believing so small a difference"
-)
+UNFINISHED = "incomplete: its driver was killed, or is still at it"
 
 APART = "the arms do not fit into memory together: from now on one at a time, in ABBA order"
 
@@ -88,6 +86,10 @@ def compare(  # noqa: PLR0913  # one argument an option
             run.through(timeout_s, unlike=different_training, fresh=fresh, resident=False)
     except ArmError as error:
         return run.comparison("failed", str(error))
+    except UnlikeArmsError as error:
+        if not run.has_launches():
+            raise
+        return run.comparison("failed", str(error))
     except KeyboardInterrupt:
         return run.comparison("interrupted", "interrupted")
     return run.comparison("completed", None)
@@ -118,6 +120,7 @@ class _Run:
         self._began, self._origin_s = time.time(), time.monotonic()
         self._sitting: Sitting | None = None
         self._about: Sequence[dict[str, Any]] = ()
+        self._environment: dict[str, Any] = {}
 
     def has_launches(self) -> bool:
         """Say whether a launch has ended."""
@@ -148,11 +151,10 @@ class _Run:
                 launch_start_s=launch_start_s + (ready_s - began_s if fresh else 0.0),
                 step_time_s=step_s,
             )
-            alone = self._ranks == 1
-            beware = None if alone or fresh else SHARED
-            self._told(_plan_line(self._plan, ready_s, step_s, SPREAD if alone else WORLD_SPREAD, beware))
+            self._told(_plan_line(self._plan, ready_s, step_s, spread(self._plan, sitting.noise())))
             while True:
                 made = sitting.launch(self._plan)
+                self._environment = worlds.environment
                 standing = made.invalid or "valid"
                 self._told(
                     f"launch {made.number + 1} of at most {self._plan.looks[-1]}: {standing}, {made.took_s:.1f} s"
@@ -162,7 +164,8 @@ class _Run:
                 longest = max(each.took_s for each in sitting.launches)
                 if next_step(so_far, self._ready) != "go on":
                     return
-                if sitting.spent_s() + longest > asked.budget_s * 1.1:
+                looked = len(sitting.launches) >= self._plan.looks[0]
+                if sitting.spent_s() + longest > asked.budget_s * (1.0 if looked else OVERRUN):
                     return
 
     def comparison(self, outcome: Outcome, reason: str | None) -> Comparison:
@@ -177,6 +180,7 @@ class _Run:
             design=self._plan,
             launches=() if sitting is None else tuple(sitting.launches),
             facts=tuple(about),
+            environment=self._environment,
             started_unix_s=self._began,
             spent_s=time.monotonic() - self._origin_s,
             outcome=outcome,
@@ -184,10 +188,10 @@ class _Run:
         )
 
 
-def _plan_line(plan: Design, start_s: float, step_s: float, spread: float, beware: str | None) -> str:
+def _plan_line(plan: Design, start_s: float, step_s: float, expected: float) -> str:
     line = (
         f"ready after {start_s:.1f} s, step {1e3 * step_s:.3g} ms; looks after "
         f"{', '.join(map(str, plan.looks))} launches of {plan.rounds} rounds, {plan.turn_steps} steps a turn"
     )
-    short = out_of_reach(plan, spread)
-    return "\n".join(each for each in (line, short, beware) if each is not None)
+    short = out_of_reach(plan, expected)
+    return "\n".join(each for each in (line, short) if each is not None)

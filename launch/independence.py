@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from harness.comparison.estimate import hodges_lehmann, log_ratios, mean_step
 from harness.comparison.model import Arm
-from harness.errors import OptbenchError
 from launch import selftest
 from launch.comparing import compare
 
@@ -24,7 +23,9 @@ LEAST_P = 0.01
 SETTING = "forked and fresh"
 
 
-def sittings(forked: int, fresh: int, told: Callable[[str], None]) -> list[Comparison]:
+def sittings(
+    forked: int, fresh: int, told: Callable[[str], None], kept: Callable[[Comparison], object]
+) -> list[Comparison]:
     """Return A/A comparisons: so many whose launches are forked, so many whose launches are fresh.
 
     Raises:
@@ -43,8 +44,8 @@ def sittings(forked: int, fresh: int, told: Callable[[str], None]) -> list[Compa
             ready=lambda _: False,
             told=told,
         )
-        if made.outcome != "completed":
-            raise OptbenchError(f"selftest: {made.outcome}: {made.reason}")
+        kept(made)
+        selftest.ended_well(made)
         found.append(made)
     return found
 
@@ -62,9 +63,11 @@ def rows_of(found: Sequence[Comparison]) -> list[selftest.Row]:
     """
     from scipy import stats
 
-    groups = _log_ratios(found)
-    forked = [each for each, made in zip(groups, found, strict=True) if made.launches[0].kind == "forked"]
-    fresh = [each for each, made in zip(groups, found, strict=True) if made.launches[0].kind == "fresh"]
+    counted = [each for each in found if selftest.valid_launches([each])]
+    groups = list(zip(_log_ratios(counted), counted, strict=True))
+    forked, fresh = (
+        [each for each, made in groups if made.launches[0].kind == kind] for kind in ("forked", "fresh")
+    )
     result = stats.f_oneway(*forked)
     count = sum(map(len, forked))
     free = (len(forked) - 1, count - len(forked))
@@ -90,18 +93,43 @@ def rows_of(found: Sequence[Comparison]) -> list[selftest.Row]:
     ]
 
 
+def shared_row(setting: str, found: Sequence[Comparison]) -> selftest.Row:
+    """Return whether launches of one sitting of a pool share what its other sittings do not.
+
+    One-way analysis of variance by sitting for each arm beside the first; the smallest p by Holm, since one arm
+    that differs is enough.
+
+    Args:
+        setting: of the pool.
+        found: comparisons of the same arms, two or more of two or more valid launches among them.
+    """
+    from scipy import stats
+
+    smallest, middles = 1.0, []
+    for arm in range(1, len(found[0].arms)):
+        groups = [group for group in _log_ratios(found, arm) if len(group) > 1]
+        smallest = min(smallest, float(stats.f_oneway(*groups).pvalue))
+        middles.append("/".join(f"{100 * sum(each) / len(each):.1f}" for each in groups))
+    p = min(1.0, smallest * (len(found[0].arms) - 1))
+    told = f"{p:.3f}; means of the log ratios, %: {', '.join(middles)}"
+    return selftest.Row(setting, f"{len(found)} sittings differ: p", told, f"p {LEAST_P:g}", p >= LEAST_P)
+
+
 def _row(what: str, found: str, p: float | None = None) -> selftest.Row:
     if p is None:
         return selftest.Row(SETTING, what, found)
     return selftest.Row(SETTING, what, found, f"p {LEAST_P:g}", p >= LEAST_P)
 
 
-def _log_ratios(found: Sequence[Comparison]) -> list[list[float]]:
-    """Return the valid launches' estimates by sitting, each of as many rounds as the shortest launch has."""
+def _log_ratios(found: Sequence[Comparison], arm: int = 1) -> list[list[float]]:
+    """Return the valid launches' estimates of an arm beside the first by sitting.
+
+    Each is of as many rounds as the shortest launch has.
+    """
     rounds = min(each.design.rounds for each in found)
     return [
         [
-            hodges_lehmann(log_ratios(launch, (0, 1), mean_step)[:rounds])
+            hodges_lehmann(log_ratios(launch, (0, arm), mean_step)[:rounds])
             for launch in each.launches
             if launch.invalid is None
         ]

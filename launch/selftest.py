@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from harness.comparison.analysis import analyse
 from harness.comparison.designing import LOOKS
-from harness.comparison.estimate import hodges_lehmann, log_ratios, mean_step
+from harness.comparison.estimate import hodges_lehmann, interval, log_ratios, mean_step
 from harness.comparison.model import STEP_TIME, Arm
-from harness.comparison.replay import peers, replays, upper_bound
+from harness.comparison.replay import ERROR, peers, replays, upper_bound
 from harness.errors import OptbenchError
 from harness.gating import timed
 from harness.spec import RunSpec
 from launch.comparing import compare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from harness.comparison.model import Comparison, Launch
 
@@ -41,6 +41,9 @@ GATES: tuple[tuple[float, float, float, str], ...] = (
 MOST_FALSE, LEAST_FOUND, LEAST_COVERED = 0.015, 0.95, 0.98
 LAUNCH_S = {1: 11.0, 2: 45.0}
 """Of a launch of all five arms, by ranks: a pair of them has about the turns of a gate of two arms."""
+
+SITTING = 6
+"""Valid launches after which a pool starts its worlds anew, so that what a whole sitting shares can be seen."""
 
 BURSTS = """
 import os, random, time
@@ -104,11 +107,28 @@ def surroundings(setting: Setting) -> Iterator[int]:
             burning.kill()
 
 
-def pool(setting: Setting, launches: int, told: Callable[[str], None]) -> list[Comparison]:
-    """Return comparisons of five arms, the first twice and one for each share, of so many launches together.
+def valid_launches(found: Iterable[Comparison]) -> list[Launch]:
+    """Return the launches that no guard has marked."""
+    return [launch for each in found for launch in each.launches if launch.invalid is None]
+
+
+def pool(
+    setting: Setting,
+    launches: int,
+    told: Callable[[str], None],
+    kept: Callable[[Comparison], object] = lambda _: None,
+) -> list[Comparison]:
+    """Return comparisons of five arms, the first twice and one for each share, of so many valid launches together.
+
+    Args:
+        setting: in which the machine is.
+        launches: valid ones, in sittings of a few.
+        told: hears of every launch.
+        kept: gets every sitting.
 
     Raises:
-        OptbenchError: an arm could not run.
+        KeyboardInterrupt: passed on.
+        OptbenchError: an arm could not run, or guards let no launch of a sitting count.
     """
     found: list[Comparison] = []
     with surroundings(setting) as ranks:
@@ -116,19 +136,38 @@ def pool(setting: Setting, launches: int, told: Callable[[str], None]) -> list[C
             Arm(name=f"{100 * share:g} % ({number})", spec=spec(share, ranks))
             for number, share in enumerate((0.0, 0.0, *SHARES))
         ]
-        while sum(len(each.launches) for each in found) < launches:
+        while len(valid_launches(found)) < launches:
             made = compare(
-                arms,
+                # Whichever arm comes first must not matter: every other sitting has them the other way round.
+                arms if len(found) % 2 == 0 else arms[::-1],
                 margin=MARGIN,
                 budget_s=LOOKS[0][-1] * LAUNCH_S[ranks],
                 seed=len(found),
-                ready=lambda _: False,
+                ready=lambda so_far: len(valid_launches([so_far])) >= SITTING,
                 told=told,
             )
-            if made.outcome != "completed":
-                raise OptbenchError(f"selftest: {made.outcome}: {made.reason}")
+            kept(made)
+            ended_well(made)
             found.append(made)
+            if not valid_launches([made]):
+                told_why = made.launches[-1].invalid if made.launches else "it had none"
+                raise OptbenchError(
+                    f"selftest: no launch of a sitting was valid: {told_why}; try a quieter machine"
+                )
     return found
+
+
+def ended_well(made: Comparison) -> None:
+    """Raise where a comparison did not end by itself.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted.
+        OptbenchError: an arm failed.
+    """
+    if made.outcome == "interrupted":
+        raise KeyboardInterrupt
+    if made.outcome != "completed":
+        raise OptbenchError(f"selftest: {made.outcome}: {made.reason}")
 
 
 def live_gate(share: float, margin: float, budget_s: float, seed: int, ranks: int = 1) -> tuple[str, float]:
@@ -144,7 +183,17 @@ def live_gate(share: float, margin: float, budget_s: float, seed: int, ranks: in
     found = compare(
         arms, margin=margin, budget_s=budget_s, seed=seed, ready=lambda each: verdict(each) != "inconclusive"
     )
+    if found.outcome == "interrupted":
+        raise KeyboardInterrupt
     return verdict(found) if found.outcome == "completed" else found.outcome, time.monotonic() - began
+
+
+def _gate_or_reason(share: float, margin: float, budget_s: float, seed: int, ranks: int) -> tuple[str, float]:
+    """Return a gate's verdict and seconds; where the machine is too slow for the budget, that reason."""
+    try:
+        return live_gate(share, margin, budget_s, seed, ranks)
+    except OptbenchError as error:
+        return str(error), budget_s
 
 
 def gate_rows(setting: Setting, count: int, told: Callable[[str], None]) -> list[Row]:
@@ -154,7 +203,7 @@ def gate_rows(setting: Setting, count: int, told: Callable[[str], None]) -> list
     with surroundings(setting) as ranks:
         for seed in range(count):
             for index, (share, margin, budget_s, _) in enumerate(GATES):
-                verdict, took_s = live_gate(share, margin, budget_s, seed, ranks)
+                verdict, took_s = _gate_or_reason(share, margin, budget_s, seed, ranks)
                 planted = f"planted {100 * share:g} %, margin {100 * margin:g} %"
                 told(f"{setting} {seed + 1}: {planted}: {verdict} in {took_s:.0f} s")
                 ended[index].append((verdict, took_s))
@@ -173,17 +222,51 @@ def gate_rows(setting: Setting, count: int, told: Callable[[str], None]) -> list
     return rows
 
 
-def rows_of(setting: str, launches: Sequence[Launch], count: int) -> list[Row]:
-    """Return what replays of a pool say, and what peers' methods say of the same turns.
+def straight(found: Comparison) -> Comparison:
+    """Return a sitting of a pool with its plain arms first, whichever way round it was measured.
+
+    Raises:
+        OptbenchError: it is none.
+    """
+    shares = tuple(each.spec.optimizer_options.get("slower") for each in found.arms)
+    wanted = (0.0, 0.0, *SHARES)
+    if shares not in {wanted, wanted[::-1]}:
+        raise OptbenchError("--from: not a pool of the selftest; name comparisons that optbench selftest stored")
+    if shares == wanted:
+        return found
+    last = len(wanted) - 1
+
+    def turned(launch: Launch) -> Launch:
+        turns = tuple(turn.model_copy(update={"arm": last - turn.arm}) for turn in launch.turns)
+        return launch.model_copy(update={"turns": turns, "warm_ups": launch.warm_ups[::-1]})
+
+    return found.model_copy(
+        update={"arms": found.arms[::-1], "launches": tuple(turned(each) for each in found.launches)}
+    )
+
+
+def rows_of(setting: str, launches: Sequence[Launch], count: int, arms: int = 2) -> list[Row]:
+    """Return what replays of a pool say.
 
     Args:
         setting: of the pool.
-        launches: valid ones, of the arms of `pool`.
+        launches: valid ones, of the arms of `pool`, plain ones first.
         count: replays of each kind.
+        arms: of the comparisons replayed: those beside the first share the error.
     """
-    drawn = functools.partial(replays, looks=LOOKS[0], count=count)
+    drawn = functools.partial(replays, looks=LOOKS[0], count=count, error=ERROR / (arms - 1))
     ratios = [_ratios(launches, arm) for arm in range(1, 2 + len(SHARES))]
-    rows = [Row(setting, "launches in the pool", str(len(launches)))]
+    same = interval(ratios[0], ERROR)
+    rows = [
+        Row(setting, "launches in the pool", str(len(launches))),
+        Row(
+            setting,
+            "A/A: mean of the pool, 99 % interval",
+            f"{100 * same.low:+.2f} … {100 * same.high:+.2f} %",
+            "holds 0",
+            same.low <= 0 <= same.high,
+        ),
+    ]
     for margin in (0.0, MARGIN):
         found = drawn(ratios[0], margin=margin, exchange=True)
         alarms = sum(each.slower or each.faster for each in found)
@@ -201,6 +284,12 @@ def rows_of(setting: str, launches: Sequence[Launch], count: int) -> list[Row]:
     rows.append(_least(setting, f"A/A, margin {100 * MARGIN:g} %: gates pass", passed, LEAST_FOUND))
     for share, of_share in zip(SHARES, ratios[1:], strict=True):
         rows += _planted(setting, share, of_share, drawn)
+    return rows
+
+
+def peer_rows(setting: str, launches: Sequence[Launch]) -> list[Row]:
+    """Return what peers' methods say of the same turns."""
+    rows = []
     for arm, share in enumerate((0.0, *SHARES), 1):
         shares = ", ".join(f"{name} {_share(each)}" for name, each in peers(launches, (0, arm)).items())
         rows.append(Row(setting, f"peers on the same turns, planted {100 * share:g} %", shares))

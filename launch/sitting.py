@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
+from statistics import quantiles
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.checks.curves import QUANTISED, ROUNDING
+from harness.checks.curves import QUANTISED, ROUNDING, parts
 from harness.comparison.guards import invalid
 from harness.comparison.model import Launch, WarmUp
 from harness.comparison.steady import LEAST, steady
@@ -26,7 +28,10 @@ WARM_UP_STEPS = (12, 24, 48)
 """Steps of a warm-up after which is asked whether it is over."""
 
 SAME_STEPS = 3
-"""Losses of the first steps must agree: later ones may part by rounding alone."""
+"""Losses of the first steps must agree to rounding; later ones in the growing band of a run's curves."""
+
+CURVE_STEPS = 100
+"""Of each launch's losses that are held together: as many as a run has unless told; chaos needs longer."""
 
 
 class UnlikeArmsError(OptbenchError):
@@ -52,6 +57,11 @@ class Begun(NamedTuple):
     def step_s(self) -> float:
         """The slowest arm's median."""
         return max(sorted(each.step_time_s)[len(each.step_time_s) // 2] for each in self.warm.values())
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the logarithm of a step's time, from the quartiles; of the noisiest arm."""
+        return max(_deviation(each.step_time_s[each.steady_from or 0 :]) for each in self.warm.values())
 
 
 class Sitting:
@@ -86,12 +96,18 @@ class Sitting:
         self._unlike, self._fresh, self._resident = unlike, fresh, resident
         self._begun: Begun | None = None
         self._renewed = True
+        self._noise = 0.0
+        self._curves: dict[int, list[float | None]] = {}
         self.launches: list[Launch] = []
         self.facts: dict[int, dict[str, Any]] = {}
 
     def spent_s(self) -> float:
         """Return the seconds since the comparison's start."""
         return time.monotonic() - self._origin_s
+
+    def noise(self) -> float:
+        """Return the standard deviation of the logarithm of a step's time, of the noisiest arm as it warmed up."""
+        return self._noise
 
     def begin(self) -> tuple[float, float]:
         """Warm every arm up once; return the seconds that a launch needs until its turns, and of a step.
@@ -100,10 +116,11 @@ class Sitting:
             ArmError: one failed, or did not answer in time.
             UnlikeArmsError: they train differently.
         """
+        first = self._warm(range(len(self._arms))) if self._resident else self._apart()
+        self._noise = first.noise
         if self._resident:
-            self._begun = self._warm(range(len(self._arms)))
-            return self._begun.took_s, self._begun.step_s
-        first = self._apart()
+            self._begun = first
+            return first.took_s, first.step_s
         return 2 * first.took_s, first.step_s
 
     def launch(self, plan: Design) -> Launch:
@@ -181,11 +198,11 @@ class Sitting:
         warm, losses = {}, {}
         for index, build_s in built.items():
             times: list[float] = []
-            seen: list[float | None] = []
+            self._curves[index] = []
             for until in WARM_UP_STEPS:
                 found = self._worlds.turn(index, 0, until - len(times))
                 times += found["step_time_s"]
-                seen += found["losses"]
+                self._seen(index, found["losses"])
                 start = steady(times)
                 if start is not None and len(times) - start >= LEAST:
                     break
@@ -193,13 +210,40 @@ class Sitting:
             usual = sorted(times)[len(times) // 2]
             extra = sum(max(0.0, each - usual) for each in times) if compiles else None
             warm[index] = WarmUp(step_time_s=tuple(times), steady_from=start, build_s=build_s, compile_s=extra)
-            first = seen[:SAME_STEPS]
-            if None in first and set(first) != {None}:
-                raise ArmError(f"arm {self._arms[index].name} diverged: its loss is not finite in its first steps")
+            first = self._curves[index][:SAME_STEPS]
             losses[index] = tuple(each for each in first if each is not None)
         if len(built) > 1:
             self._alike(losses)
         return Begun(warm, losses, started_s, self.spent_s() - started_s)
+
+    def _seen(self, index: int, losses: Sequence[float | None]) -> None:
+        """Keep an arm's losses of further steps.
+
+        Raises:
+            ArmError: one is not finite.
+        """
+        curve = self._curves[index]
+        wrong = next(
+            (each for each, loss in enumerate(losses) if loss is not None and not math.isfinite(loss)), None
+        )
+        if wrong is not None:
+            step = len(curve) + wrong + 1
+            raise ArmError(f"arm {self._arms[index].name} diverged: its loss is not finite in step {step}")
+        curve += losses
+
+    def _same_curves(self) -> None:
+        """Raise where an arm's losses leave the first arm's band, unless that is allowed."""
+        if self._unlike:
+            return
+        for index, arm in enumerate(self._arms[1:], 1):
+            left, right = (self._curves[each][:CURVE_STEPS] for each in (0, index))
+            step = parts(left, right, _band(self._arms[0], arm))
+            if step is not None:
+                raise UnlikeArmsError(
+                    f"arms {self._arms[0].name} and {arm.name} train differently: their losses part in "
+                    f"step {step}, {left[step - 1]:.6g} and {right[step - 1]:.6g}; "
+                    "--allow-different-training compares them still"
+                )
 
     def _alike(self, losses: Mapping[int, tuple[float, ...]]) -> None:
         """Raise where an arm's first losses are not the first arm's, unless that is allowed."""
@@ -221,7 +265,11 @@ class Sitting:
 
     def _turn(self, plan: Design, index: int, number: int, position: int) -> Turn:
         where = {"round": number, "position": position}
-        return turn_of(self._worlds, self._machine, index, where, plan.lead_steps, plan.turn_steps, self._origin_s)
+        made, losses = turn_of(
+            self._worlds, self._machine, index, where, plan.lead_steps, plan.turn_steps, self._origin_s
+        )
+        self._seen(index, losses)
+        return made
 
     def _end(self) -> dict[int, int]:
         peaks, facts = self._worlds.end_launch()
@@ -229,6 +277,7 @@ class Sitting:
         return peaks
 
     def _made(self, begun: Begun, turns: Sequence[Turn], peaks: Mapping[int, int]) -> Launch:
+        self._same_curves()
         arms = range(len(self._arms))
         notes = [
             f"{self._arms[index].name}: no steady state after {len(begun.warm[index].step_time_s)} steps"
@@ -246,7 +295,13 @@ class Sitting:
             took_s=self.spent_s() - begun.started_s,
             notes=tuple(notes),
         )
-        return made.model_copy(update={"invalid": invalid(made)})
+        return made.model_copy(update={"invalid": invalid(made, self._machine.cores)})
+
+
+def _deviation(times: Sequence[float]) -> float:
+    """Return the standard deviation of log times, by the interquartile range, which a stall does not move."""
+    low, _, high = quantiles([math.log(each) for each in times], n=4)
+    return (high - low) / 1.349
 
 
 def _band(first: Arm, second: Arm) -> float:

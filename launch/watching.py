@@ -27,16 +27,23 @@ HELD_DOWN = ("hw_slowdown", "sw_thermal", "hw_thermal", "hw_power_brake")
 
 
 class Machine:
-    """The whole machine, from Linux's own counters and NVML's; a context.
+    """The cores that this process may use and the devices, from Linux's own counters and NVML's; a context.
 
     Args:
         arms: whose devices are watched.
         root: of the CPUs' folders.
+        stat: file of their counters.
+
+    Attributes:
+        cores: how many.
     """
 
-    def __init__(self, arms: Sequence[Arm] = (), root: Path = CPUS) -> None:
+    def __init__(self, arms: Sequence[Arm] = (), root: Path = CPUS, stat: Path = Path("/proc/stat")) -> None:
         self._tick_s = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
-        self._root = root
+        self._root, self._stat = root, stat
+        usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        self._names = {f"cpu{number}" for number in usable}
+        self.cores = len(self._names)
         self._ranks = max((arm.spec.world_size or 1 for arm in arms if arm.spec.device != "cpu"), default=0)
         self._library: nvml.Library | None = None
         self._devices: list[Any] = []
@@ -52,16 +59,21 @@ class Machine:
         if self._library is not None:
             self._library.close()
 
-    @staticmethod
-    def _counters() -> list[int]:
+    def _counters(self) -> list[int]:
+        """Return the counters of the cores that this process may use, added up."""
+        found = [0] * 8
         try:
-            with Path("/proc/stat").open(encoding="ascii") as file:
-                return [int(each) for each in file.readline().split()[1:9]]
+            with self._stat.open(encoding="ascii") as file:
+                for line in file:
+                    name, *fields = line.split()
+                    if name in self._names:
+                        found = [total + int(each) for total, each in zip(found, fields, strict=False)]
         except (OSError, ValueError):
             return [0] * 8
+        return found
 
     def now(self) -> tuple[float, float]:
-        """Return the seconds, since the machine started, that cores were busy and that were stolen from them."""
+        """Return the seconds, since the machine started, that those cores were busy and that were stolen."""
         user, nice, system, _, _, irq, soft, steal = self._counters()
         return (user + nice + system + irq + soft) * self._tick_s, steal * self._tick_s
 
@@ -110,8 +122,8 @@ def _device(library: nvml.Library, number: int) -> Any:
 
 def turn_of(
     arms: Arms, machine: Machine, index: int, where: Mapping[str, int], lead: int, steps: int, origin_s: float
-) -> Turn:
-    """Give an arm the baton and return its turn.
+) -> tuple[Turn, list[float | None]]:
+    """Give an arm the baton; return its turn, and the losses of all its steps.
 
     Args:
         arms: launched.
@@ -129,7 +141,7 @@ def turn_of(
     found = arms.turn(index, lead, steps)
     took, (busy_after, stolen_after) = time.monotonic() - started, machine.now()
     own = found["cpu_time_s"] * (lead + steps)
-    return Turn(
+    made = Turn(
         arm=index,
         **where,
         started_s=started - origin_s,
@@ -143,3 +155,4 @@ def turn_of(
         clock_hz=machine.clock_hz(),
         held_down=machine.held_down(),
     )
+    return made, found["losses"]

@@ -53,21 +53,33 @@ def parting(one: RunRecord, other: RunRecord) -> int | None:
 
     The band is ``ROUNDING``, or ``GROWTH`` times the largest difference of the steps before.
     """
-    pairs = list(zip(_curve(one), _curve(other), strict=False))
     rounding = ROUNDING.get(str(one.spec.get("precision")), max(ROUNDING.values()))
     rounding *= QUANTISED if _is_quantised(one) or _is_quantised(other) else 1.0
+    return parts(_curve(one), _curve(other), rounding)
+
+
+def parts(one: Sequence[float | None], other: Sequence[float | None], rounding: float) -> int | None:
+    """Return the first step, from 1, in which two curves leave the band; None: they never do.
+
+    Args:
+        one: losses from the first step on; None: unknown.
+        other: likewise.
+        rounding: relative difference that rounding alone may make in a step.
+    """
+    pairs = list(zip(one, other, strict=False))
+    least = _scale(one)
     largest, beyond = 0.0, None
     for step, (left, right) in enumerate(pairs, 1):
-        apart = _apart(left, right, _scale(one))
+        apart = _apart(left, right, least)
         if apart > max(rounding, GROWTH * largest):
             return step
         if apart > rounding and beyond is None:
             beyond = step
         largest = max(largest, apart)
     last = pairs[-(len(pairs) // 4) :] if len(pairs) >= 20 else []
-    known = [pair for pair in last if None not in pair]
+    known = [(left, right) for left, right in last if left is not None and right is not None]
     means = [statistics.fmean(side) for side in zip(*known, strict=True)]
-    return beyond if means and _apart(means[0], means[1], _scale(one)) > WIDEST else None
+    return beyond if means and _apart(means[0], means[1], least) > WIDEST else None
 
 
 def _apart(left: float | None, right: float | None, least: float) -> float:
@@ -110,14 +122,14 @@ def _identity(record: RunRecord) -> tuple[str, ...]:
     return algorithm, *(str(record.spec.get(field)) for field in SAME)
 
 
-def _curve(record: RunRecord) -> Sequence[float | int | None]:
+def _curve(record: RunRecord) -> Sequence[float | None]:
     metric = record.metrics.get("train_loss")
     return (metric.series or ()) if metric is not None and metric.series_steps is None else ()
 
 
-def _scale(record: RunRecord) -> float:
+def _scale(curve: Sequence[float | None]) -> float:
     """Return a hundredth of the first loss: relative to a loss that nears zero, rounding is anything."""
-    first = _curve(record)[0]
+    first = curve[0] if curve else None
     return 0.01 * abs(first) if first is not None and math.isfinite(first) else 0.0
 
 

@@ -20,6 +20,9 @@ WORLD_TURN_S, WORLD_LEAST_ROUNDS = 0.12, 12
 """Likewise of an arm with several ranks: they wait for one another, so that single steps tell less."""
 
 MOST_ROUNDS = 150
+RESERVE = 0.05
+"""Of the budget: launches are not equally long, and the worlds must end."""
+
 LEAST_LEAD_STEPS = 1
 ALPHA = 0.01
 """Two-sided error of all looks at all arms together: each arm beside the first gets its share (Bonferroni)."""
@@ -45,7 +48,7 @@ def design(
     turn_steps = max(1, min(100, round(turn_s / step_time_s)))
     round_s = arms * (turn_steps + LEAST_LEAD_STEPS) * step_time_s
     for looks in LOOKS:
-        each_s = (asked.budget_s - start_s) / looks[-1] - launch_start_s
+        each_s = (asked.budget_s * (1 - RESERVE) - start_s) / looks[-1] - launch_start_s
         rounds = int(each_s / round_s)
         if rounds >= least:
             plan = {
@@ -68,26 +71,38 @@ def design(
     )
 
 
-SPREAD, WORLD_SPREAD = 0.005, 0.01
-"""Between launches of the same code, of the log ratio, where none has been measured yet; of several ranks."""
+SPREAD = 0.005
+"""Between launches of the same code, of the log ratio, however many turns they have: two processes differ."""
 
 
-def out_of_reach(plan: Design, spread: float = SPREAD) -> str | None:
+def spread(plan: Design, noise: float) -> float:
+    """Return the standard deviation to be expected between launches' log ratios.
+
+    Args:
+        plan: of the comparison.
+        noise: standard deviation of the logarithm of a step's time.
+    """
+    # A turn's steps are not independent: what disturbs one disturbs the next, half as much (measured).
+    turn = noise * math.sqrt((1 + plan.turn_steps) / 2 / plan.turn_steps)
+    return math.hypot(SPREAD, turn * math.sqrt(2 / plan.rounds))
+
+
+def out_of_reach(plan: Design, expected: float = SPREAD) -> str | None:
     """Return what a comparison is unlikely to decide, said before it starts; None: nothing.
 
     Args:
         plan: of the comparison.
-        spread: standard deviation of launches' log ratios.
+        expected: standard deviation between launches' log ratios.
     """
     from scipy import stats
 
     launches = plan.looks[-1]
     quantile = float(stats.t.ppf(1 - plan.alpha / len(plan.looks) / 2, launches - 1))
     # The interval must lie inside the margin with its centre anywhere near 1: one further standard error.
-    reach = (quantile + 1) * spread / math.sqrt(launches)
+    reach = (quantile + 1) * expected / math.sqrt(launches)
     if not plan.margin or reach <= plan.margin:
         return None
     return (
-        f"{launches} launches tell {100 * reach:.1f} % from nothing at a usual spread of {100 * spread:.1f} %: "
+        f"{launches} launches tell {100 * reach:.1f} % from nothing, at {100 * expected:.1f} % between launches: "
         f"within a margin of {100 * plan.margin:g} % this may end inconclusive; a larger --budget helps"
     )

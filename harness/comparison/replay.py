@@ -43,25 +43,26 @@ class Replay:
     high: float
 
 
-def replay(ratios: Sequence[float], looks: Sequence[int], margin: float) -> Replay:
+def replay(ratios: Sequence[float], looks: Sequence[int], margin: float, error: float = ERROR) -> Replay:
     """Return what launches in this order lead to, looked at as a comparison and as a gate do.
 
     Args:
         ratios: log(B/A) of as many launches as the last look needs.
         looks: launches at which is looked, rising.
         margin: relative difference that does not matter.
+        error: of this arm beside the first, all looks together.
     """
     allowed = math.log1p(margin)
     for count in looks:
-        found = interval(ratios[:count], ERROR / len(looks))
+        found = interval(ratios[:count], error / len(looks))
         equivalent = margin > 0 and -allowed < found.low and found.high < allowed
         if equivalent or found.low > 0 or found.high < 0:
             break
     gate: Literal["regressed", "passed", "inconclusive"] = "inconclusive"
     for ended in looks:
-        if len(looks) * p_above(ratios[:ended], allowed) <= ERROR:
+        if len(looks) * p_above(ratios[:ended], allowed) <= error:
             gate = "regressed"
-        elif len(looks) * p_below(ratios[:ended], allowed) <= ERROR:
+        elif len(looks) * p_below(ratios[:ended], allowed) <= error:
             gate = "passed"
         if gate != "inconclusive":
             break
@@ -83,6 +84,7 @@ def replays(  # one argument a choice of the experiment
     count: int,
     seed: int = 0,
     exchange: bool = False,
+    error: float = ERROR,
 ) -> list[Replay]:
     """Return comparisons whose launches are drawn from a pool, each at most once.
 
@@ -94,6 +96,7 @@ def replays(  # one argument a choice of the experiment
         seed: of what is drawn.
         exchange: which arm is A is drawn too, launch by launch: right where both run the same code, for without it
             the pool's own mean, off by chance, would count as a difference.
+        error: of this arm beside the first, all looks together.
 
     Raises:
         ValueError: the pool holds fewer launches than the last look needs.
@@ -104,7 +107,7 @@ def replays(  # one argument a choice of the experiment
         drawn = chance.sample(list(ratios), looks[-1])
         if exchange:
             drawn = [each * chance.choice((-1, 1)) for each in drawn]
-        found.append(replay(drawn, looks, margin))
+        found.append(replay(drawn, looks, margin, error))
     return found
 
 

@@ -42,21 +42,22 @@ def measured(
     from harness.verbs import comparing
     from launch import independence, selftest
 
+    store.check_writable()
+
+    def kept(made: Comparison) -> None:
+        told(f"stored: {comparing.save(store, made)}")
+
     rows: list[Row] = []
     for setting in settings:
         told(f"{setting}: {amounts.launches} launches of five arms")
-        found = selftest.pool(setting, amounts.launches, told)
-        for each in found:
-            told(f"stored: {comparing.save(store, each)}")
+        found = selftest.pool(setting, amounts.launches, told, kept)
         rows += replayed(setting, found, amounts.replays)
         if amounts.gates:
             rows += selftest.gate_rows(setting, amounts.gates, told)
     if amounts.sittings:
         fresh = max(1, amounts.sittings // 3)
         told(f"{amounts.sittings} sittings of forked launches, {fresh} of fresh ones")
-        sittings = independence.sittings(amounts.sittings, fresh, told)
-        for each in sittings:
-            told(f"stored: {comparing.save(store, each)}")
+        sittings = independence.sittings(amounts.sittings, fresh, told, kept)
         rows += independence.rows_of(sittings)
     return rows
 
@@ -69,14 +70,17 @@ def replayed(setting: str, pool: Sequence[Comparison], count: int) -> list[Row]:
     """
     from harness.comparison.designing import LOOKS
     from harness.errors import OptbenchError
-    from launch import selftest
+    from launch import independence, selftest
 
-    if any(len(each.arms) != 2 + len(selftest.SHARES) for each in pool):
-        raise OptbenchError("--from: not a pool of the selftest; name comparisons that optbench selftest stored")
-    valid = [launch for each in pool for launch in each.launches if launch.invalid is None]
+    pool = [selftest.straight(each) for each in pool]
+    valid = selftest.valid_launches(pool)
     if len(valid) < LOOKS[0][-1]:
         raise OptbenchError(f"{setting}: {len(valid)} valid launches; {LOOKS[0][-1]} or more are needed")
-    return selftest.rows_of(setting, valid, count)
+    rows = selftest.rows_of(setting, valid, count)
+    if len([each for each in pool if len(selftest.valid_launches([each])) > 1]) > 1:
+        rows.append(independence.shared_row(setting, pool))
+    rows += selftest.rows_of(f"{setting}, four arms", valid, count, arms=4)
+    return [*rows, *selftest.peer_rows(setting, valid)]
 
 
 def document(rows: Sequence[Row]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from harness.comparison.model import Turn
-from launch.independence import rows_of
+from launch.independence import rows_of, shared_row
 from tests.unit import comparison_examples as examples
 
 
@@ -56,3 +56,12 @@ def test_invalid_launches_do_not_count():
     spoilt = sittings[0].launches[0].model_copy(update={"invalid": "stolen"})
     changed = sittings[0].model_copy(update={"launches": (spoilt, *sittings[0].launches[1:])})
     assert "35 in 3" in rows_of([changed, *sittings[1:]])[0].found
+
+
+def test_what_the_sittings_of_a_pool_do_not_share_is_found_and_chance_is_not():
+    chance = random.Random(5)
+    alike = shared_row("two-ranks", [sitting(chance, launches=6) for _ in range(4)])
+    assert (alike.setting, alike.met) == ("two-ranks", True)
+    apart = shared_row("two-ranks", [sitting(chance, launches=6, shift=shift) for shift in (0, 0.02, 0, 0.01)])
+    assert apart.met is False
+    assert "means of the log ratios, %: " in apart.found

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from harness.comparison.model import Launch, Turn, WarmUp
 from harness.comparison.replay import peers, replay, replays, upper_bound
 from launch.planted import PlantedAdamW
-from launch.selftest import rows_of
+from launch.selftest import peer_rows, rows_of
 
 LOOKS = (4, 6, 8, 12)
 
@@ -79,7 +79,14 @@ def test_a_pool_becomes_rows_with_targets_and_peers_see_the_drift_between_sittin
     rows = rows_of("alone", launches, 300)
     assert all(row.met for row in rows if row.met is not None and "A/A, margin 0 %" not in row.what), rows
     assert peers(launches, (0, 1))["mean, 5 %"] > 0.1
-    assert any(row.what.startswith("peers") for row in rows)
+    assert [row.met for row in peer_rows("alone", launches)] == [None] * 4
+
+
+def test_arms_of_a_comparison_of_several_share_its_error():
+    ratios = drawn(math.log(1.05), 0.01, count=12)
+    two, four = (replay(ratios, LOOKS, 0.0, error) for error in (0.01, 0.01 / 3))
+    assert four.launches >= two.launches
+    assert replay(ratios, (12,), 0.0, 0.01 / 3).low < replay(ratios, (12,), 0.0).low
 
 
 def test_a_setting_that_is_none_is_refused_with_those_there_are(optbench):
