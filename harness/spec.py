@@ -259,7 +259,7 @@ def load_sweep(
         runs = []
     cells = []
     for index, run in enumerate(runs):
-        cell = _merge(defaults, run)
+        cell = merge(defaults, run)
         for key, value in overrides:
             cell = override(cell, key, value)
         cells.append((f"{path}: runs[{index}]", cell))
@@ -282,7 +282,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise InvalidInputError([Problem(str(path), f"is not valid TOML: {error}")]) from error
 
 
-def _merge(defaults: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+def merge(defaults: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """Lay a run's fields over the defaults; option tables are merged key by key."""
     merged = dict(defaults)
     for key, value in run.items():

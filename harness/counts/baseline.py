@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,7 @@ def read(path: Path) -> dict[str, Entry]:
         raise CorruptFileError(
             f"{path}: is no baseline of counts (kind = {kind!r}); name another file, or {UPDATE}"
         )
-    if not isinstance(version, int) or version > BASELINE_VERSION:
+    if type(version) is not int or not 1 <= version <= BASELINE_VERSION:
         raise CorruptFileError(
             f"{path}: has version {version!r}, this optbench reads up to {BASELINE_VERSION}; "
             "install a newer optbench"
@@ -94,6 +95,22 @@ def read(path: Path) -> dict[str, Entry]:
     if not isinstance(cells, dict):
         raise CorruptFileError(f"{path}: holds no cells; restore it from version control, or {UPDATE}")
     return {name: _read_entry(path, name, fields) for name, fields in cells.items()}
+
+
+def may_replace(path: Path) -> bool:
+    """Say whether a new baseline may take the place of what is there: nothing, a baseline, or a damaged one.
+
+    Raises:
+        OSError: it cannot be read, or its folder is missing or cannot be written to.
+    """
+    with tempfile.NamedTemporaryFile(dir=path.parent):
+        data = path.read_bytes() if path.exists() else b""
+    try:
+        document = sealed.parse(data)
+    except ValueError:
+        return not data.strip() or KIND.encode() in data
+    version = document.get("version")
+    return document.get("kind") == KIND and not (isinstance(version, int) and version > BASELINE_VERSION)
 
 
 def _read_entry(path: Path, name: str, fields: Any) -> Entry:

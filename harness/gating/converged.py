@@ -20,7 +20,11 @@ CONFIDENCE = 0.99
 ENDED: frozenset[str] = frozenset({"completed", "diverged"})
 """Outcomes that tell how training went; a run that diverged missed its target."""
 
+KNOWN = 0.8
+"""Of the margin, what the steps between two evaluations may take up."""
+
 WHAT = "steps to the target"
+MORE = "take more steps, a nearer target or more seeds"
 
 
 class Bounds(NamedTuple):
@@ -32,7 +36,9 @@ class Bounds(NamedTuple):
 
 
 def steps_to_target(record: RunRecord, asked: Convergence) -> float:
-    """Return the step at which a run met the target; infinity: it never did."""
+    """Return the evaluation, by its step, at which a run met the target; infinity: it never did, or diverged."""
+    if record.outcome != "completed":
+        return math.inf
     if asked.metric is None or asked.target is None:
         known = record.metrics.get("steps_to_target")
         return math.inf if known is None or known.value is None else float(known.value)
@@ -40,7 +46,7 @@ def steps_to_target(record: RunRecord, asked: Convergence) -> float:
     series = () if found is None else found.series or ()
     steps = range(1, len(series) + 1) if found is None or found.series_steps is None else found.series_steps
     for step, value in zip(steps, series, strict=False):
-        if value is not None and _meets(value, asked.target, asked.better):
+        if value is not None and _meets(value, asked.target, asked.better or "lower"):
             return float(step)
     return math.inf
 
@@ -70,7 +76,7 @@ def bounds(values: Sequence[float]) -> Bounds | None:
 
 
 def judged(
-    cell: str, before: Mapping[int, float], after: Mapping[int, float], margin: float
+    cell: str, before: Mapping[int, float], after: Mapping[int, float], margin: float, interval: int = 1
 ) -> tuple[Row, str | None]:
     """Return the row of one cell, and a note if it trains otherwise, though no worse.
 
@@ -79,20 +85,55 @@ def judged(
         before: by seed, steps to the target with the baseline's code; infinity: missed.
         after: likewise with the code that is gated.
         margin: relative difference that does not matter, to either side.
+        interval: steps between evaluations; a target met at one of them was met at any step since the last.
     """
     seeds = [seed for seed in before if seed in after]
     told = [seed for seed in seeds if math.isfinite(before[seed]) or math.isfinite(after[seed])]
-    logs = [_log_ratio(before[seed], after[seed]) for seed in told]
-    found = bounds(logs)
-    missed = sum(math.isinf(after[seed]) for seed in seeds)
-    if found is None:
+    missed, had_missed = (sum(math.isinf(steps[seed]) for seed in seeds) for steps in (after, before))
+    middle = bounds([_log_ratio(before[seed], after[seed]) for seed in told])
+    least = bounds([_log_ratio(before[seed], _earliest(after[seed], interval)) for seed in told])
+    most = bounds([_log_ratio(_earliest(before[seed], interval), after[seed]) for seed in told])
+    if middle is None or least is None or most is None:
         detail = f"on {len(seeds) - len(told)} of {len(seeds)} seeds neither code met the target"
-        remedy = "take more steps, a nearer target or more seeds"
-        return _row(cell, "inconclusive", detail, margin, remedy=remedy), None
-    reach = math.log1p(margin)
-    verdict, note = _verdict(found, reach, cell)
-    detail = f"over {len(told)} seeds" + (f"; missed on {missed}" if missed else "")
-    return _row(cell, verdict, detail, margin, found=found), note
+        return _row(cell, "inconclusive", detail, margin, remedy=MORE), None
+    found = Bounds(least.low, middle.median, most.high)
+    verdict, note = _verdict(found, math.log1p(margin), cell)
+    detail = f"over {len(told)} seeds"
+    if missed or had_missed:
+        detail += f"; missed on {missed}, with the baseline's code on {had_missed}"
+    if _misses_more(before, after, seeds):
+        verdict, note = "regressed", None
+    elif verdict == "passed" and missed > had_missed:
+        verdict, note = "inconclusive", None
+    remedy: str | None = None
+    if verdict == "inconclusive":
+        remedy = MORE
+        if interval > 1 and _verdict(middle, math.log1p(margin), cell)[0] == "passed":
+            detail += f"; evaluated every {interval} steps only"
+            remedy = "evaluate more often (evaluate_every), or train to a target that is met later"
+    return _row(cell, verdict, detail, margin, found=found, remedy=remedy), note
+
+
+def finest(steps: int, margin: float) -> int:
+    """Return after how many steps to evaluate, so that a target met half-way is known within the margin."""
+    known = 1 - 1 / (1 + KNOWN * margin)
+    return 1 + int(steps / 2 * known)
+
+
+def _earliest(met: float, interval: int) -> float:
+    return met if math.isinf(met) else max(1.0, met - interval + 1)
+
+
+def _misses_more(before: Mapping[int, float], after: Mapping[int, float], seeds: Sequence[int]) -> bool:
+    """Say whether the gated code alone misses on more seeds than the baseline alone, by McNemar's exact test.
+
+    McNemar 1947, Psychometrika 12:153. The median's bound does not see misses on fewer than half of the seeds.
+    """
+    only_after = sum(math.isinf(after[seed]) and math.isfinite(before[seed]) for seed in seeds)
+    only_before = sum(math.isinf(before[seed]) and math.isfinite(after[seed]) for seed in seeds)
+    count = only_after + only_before
+    tail = sum(math.comb(count, each) for each in range(only_after, count + 1)) * 0.5**count
+    return bool(count) and tail <= 1 - CONFIDENCE
 
 
 def _log_ratio(before: float, after: float) -> float:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from harness.counts.comparing import Change
     from harness.counts.model import Counts, RankDrift
 
+EXCHANGES = {"collectives", "collective_bytes"}
+"""Kinds of which less may be an improvement, or a gradient that ranks no longer share."""
+
 UPDATE = "optbench gate FILE --update-baseline, if the change is meant"
 
 
@@ -29,11 +32,11 @@ def moved(before: Counts, after: Counts, ignore: Sequence[str]) -> list[Change]:
         after: of now.
         ignore: fnmatch patterns of ``kind`` or ``kind name``.
     """
-    return [
-        change
-        for change in compare_counts(before, after)
-        if not any(fnmatchcase(text, each) for each in ignore for text in (change.kind, _key(change)))
-    ]
+    return [change for change in compare_counts(before, after) if not _ignored(change, ignore)]
+
+
+def _ignored(change: Change, ignore: Sequence[str]) -> bool:
+    return any(fnmatchcase(text, each) for each in ignore for text in (change.kind, _key(change)))
 
 
 def _key(change: Change) -> str:
@@ -65,6 +68,8 @@ def judged(
         if _key(change) in unsteady:
             remedy = f'[baseline] ignore = ["{_key(change)}"] leaves it out'
             rows.append(_row(name, str(change), "invalid", "counted twice, it was not the same", remedy))
+        elif change.kind in EXCHANGES and not change.worse:
+            rows.append(_row(name, str(change), "inconclusive", "is something no longer exchanged?", UPDATE))
         elif change.worse:
             told_before = any(row.verdict == "regressed" for row in rows)
             rows.append(_row(name, str(change), "regressed", "", None if told_before else UPDATE))
@@ -73,6 +78,8 @@ def judged(
     notes = [f"{name}: less than the baseline: {each}" for each in fewer]
     if fewer:
         notes.append(f"{name}: --update-baseline keeps what was saved")
+    left_out = [str(each) for each in moved(then.counts, now.counts, ()) if _ignored(each, ignore)]
+    notes += [f"{name}: left out on request: {each}" for each in left_out]
     if not rows:
         size = sum(len(each) for each in now.counts.of_rank(0).values())
         rows.append(_row(name, "counts", "passed", f"{size} counts, none above the baseline"))

@@ -8,13 +8,13 @@ import tomllib
 from pathlib import Path  # noqa: TC003  # pydantic evaluates it
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from harness.errors import InvalidInputError, Problem
-from harness.spec import RunSpec, expand, suggest
+from harness.spec import RunSpec, expand, merge, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 TABLES = ("name", "gate", "baseline", "convergence", "defaults", "cell", "workload")
 FRACTION = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%?)\s*")
@@ -23,6 +23,9 @@ SECONDS = {None: 1, "s": 1, "min": 60, "m": 60, "h": 3600}
 
 TIMED = ("step_time_s", "cpu_time_s", "peak_memory_bytes")
 """Metrics that a live comparison can gate."""
+
+FEWEST_DRIFT_STEPS = 60
+"""What grows in every sixth step or more often grows between any two looks of so long a run."""
 
 FEWEST_SEEDS = 7
 """A one-sided 99 % bound from signs needs as many: 0.5 ** 7 < 0.01."""
@@ -60,6 +63,12 @@ def duration(value: Any) -> float:
     return found
 
 
+def _long_enough(steps: int) -> int:
+    if steps and steps < FEWEST_DRIFT_STEPS:
+        raise ValueError(f"growth is not told from chance in under {FEWEST_DRIFT_STEPS} steps; 0 leaves drift out")
+    return steps
+
+
 Fraction = Annotated[float, BeforeValidator(fraction)]
 Duration = Annotated[float, BeforeValidator(duration)]
 
@@ -80,7 +89,7 @@ class Settings(_Table):
     """By metric."""
     budget: Duration = 300.0
     """Seconds that each cell's live comparison may take."""
-    drift_steps: Annotated[int, Field(ge=0)] = 0
+    drift_steps: Annotated[int, AfterValidator(_long_enough)] = 0
     """Steps of the long run in which nothing may grow; 0: drift is not looked at, and a note says so."""
     self_check: bool = True
     """An A/A arm rides along with live comparisons."""
@@ -112,9 +121,16 @@ class Convergence(_Table):
     metric: str | None = None
     """A key of the workload's evaluation; None: the workload's own target."""
     target: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    better: Annotated[str, Field(pattern="^(lower|higher)$")] = "lower"
+    better: Annotated[str, Field(pattern="^(lower|higher)$")] | None = None
+    """None: as the workload says of the metric."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = tuple(range(FEWEST_SEEDS))
     margin: Fraction = 0.05
+
+
+NAMED = {"workload", "size", "optimizer", "strategy", "world_size", "precision"}
+"""Fields that stand in every cell's name; others do where a list makes several cells of them."""
+
+AXES = [name for name in RunSpec.model_fields if name not in NAMED]
 
 
 class NamedCell(NamedTuple):
@@ -222,15 +238,16 @@ def _cells(
             continue
         for index, row in enumerate(rows):
             where = f"{path}: {key}[{index}]"
-            fields = {**defaults, **row}
+            fields = merge(defaults, row)
             given = fields.pop("name", None)
             try:
                 specs = expand([(where, fields)], checks)
             except InvalidInputError as error:
                 problems += error.problems
                 continue
-            found += [NamedCell(_name(given, spec, alone=len(specs) == 1), spec) for spec in specs]
-    if not tables:
+            varies = [key for key in AXES if len({str(getattr(spec, key)) for spec in specs}) > 1]
+            found += [NamedCell(_name(given, spec, varies, alone=len(specs) == 1), spec) for spec in specs]
+    if not found and not problems:
         problems.append(Problem(f"{path}: cell", "the gate names no cell", "add a [[cell]] table for each"))
     names = [cell.name for cell in found]
     for name in sorted({name for name in names if names.count(name) > 1}):
@@ -240,10 +257,11 @@ def _cells(
     return found
 
 
-def _name(given: Any, spec: RunSpec, *, alone: bool) -> str:
+def _name(given: Any, spec: RunSpec, varies: Sequence[str], *, alone: bool) -> str:
     size = f"-{spec.size}" if spec.size else ""
     ranks = f" x{spec.world_size}" if spec.world_size else ""
     label = f"{spec.workload}{size} {spec.optimizer} {spec.strategy}{ranks} {spec.precision}"
+    label += "".join(f" {key}={getattr(spec, key)}" for key in varies)
     if given is None:
         return label
     return str(given) if alone else f"{given}: {label}"
@@ -289,4 +307,5 @@ def _from_here(path: Path, baseline: Baseline) -> Baseline:
     """Return the baseline with its paths relative to the gate's file."""
     here = path.absolute().parent
     places = {name: getattr(baseline, name) for name in ("counts", "path", "python")}
-    return baseline.model_copy(update={name: here / place for name, place in places.items() if place is not None})
+    found = {name: here / place.expanduser() for name, place in places.items() if place is not None}
+    return baseline.model_copy(update=found)

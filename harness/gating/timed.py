@@ -25,6 +25,10 @@ GATED: dict[str, Axis] = {STEP_TIME: "speed", MEMORY: "memory"}
 MORE = "a larger [gate] budget or margin decides; optbench compare shows the launches"
 
 
+DISTURBED = "no launch was undisturbed"
+QUIETER = "run the gate again when the machine is quieter; optbench compare --from ID tells what disturbed it"
+
+
 class Compared(NamedTuple):
     """The live comparison of one cell: the baseline's code is the first arm, the gated code the second.
 
@@ -53,14 +57,20 @@ class _Claim(NamedTuple):
     p_fine: float
 
 
-def judged(compared: Sequence[Compared]) -> list[Row]:
+def judged(compared: Sequence[Compared], family: int = 0) -> list[Row]:
     """Return a row for each gated metric of each cell, and one for each self-check.
 
     To call one of many metrics worse by chance must be as rare as for one: Holm (1979) over all of them. To pass,
     every metric needs evidence of its own at the full level, so that no correction is due (Berger 1982).
+
+    Args:
+        compared: cells.
+        family: metrics of all cells of the gate together, where only some of the cells are known yet: the others
+            are taken to show nothing, so that what is called worse now is called so in the end.
     """
     claims = [claim for each in compared for claim in _claims(each)]
-    adjusted = holm([claim.p_worse for claim in claims])
+    unknown = [1.0] * (family - len(claims))
+    adjusted = holm([*(claim.p_worse for claim in claims), *unknown])[: len(claims)]
     rows = [_row(claim, worse) for claim, worse in zip(claims, adjusted, strict=True)]
     return [*rows, *(row for each in compared for row in _self_checks(each)), *_missing(compared)]
 
@@ -141,15 +151,18 @@ def _self_checks(each: Compared) -> Iterable[Row]:
 def _missing(compared: Sequence[Compared]) -> Iterable[Row]:
     """Make a row of each metric that was to be gated and was not measured: it did not pass."""
     for each in compared:
-        known = {name for pair in each.analysis.pairs if not pair.is_self_check for name in pair.metrics}
+        pairs = [pair for pair in each.analysis.pairs if not pair.is_self_check]
+        known = {name for pair in pairs for name in pair.metrics}
+        disturbed = bool(pairs) and all(pair.invalid_launches and not pair.launches for pair in pairs)
         for metric in each.margins:
             if metric not in known:
                 yield Row(
                     axis=_axis(metric),
                     cell=each.cell,
                     what=metric,
-                    verdict="invalid",
-                    detail="was not measured",
+                    verdict="inconclusive" if disturbed else "invalid",
+                    detail=DISTURBED if disturbed else "was not measured",
+                    remedy=QUIETER if disturbed else None,
                 )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from harness.comparison.model import STEP_TIME, Arm
 from harness.counts import baseline
-from harness.errors import CorruptFileError, OptbenchError
+from harness.errors import CorruptFileError, InvalidInputError, OptbenchError, Problem
 from harness.gating import counted
 from harness.gating.model import Gate, Row
 from harness.verbs.comparing import Kept
@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from harness.comparison.model import Comparison
     from harness.counts.baseline import Entry
     from harness.counts.model import Counts, Measured
-    from harness.gating.file import GateFile
+    from harness.gating.file import Convergence, GateFile
     from harness.gating.model import Axis
     from harness.machine import Machine
     from harness.plan import Cell, Plan
-    from harness.spec import RunSpec
     from harness.store import Store
 
 
@@ -112,10 +111,12 @@ def gate(session: Session) -> Gate:
     """Look at everything that the file asks for, and return the verdict.
 
     Raises:
+        InvalidInputError: convergence asks for a metric that a workload does not evaluate.
         OSError: certificates cannot be written.
         KeyboardInterrupt: passed on; nothing is left running.
     """
     began = time.monotonic()
+    _refuse_unknown_metrics(session)
     session.refuse_unsupported()
     if session.verify:
         _correctness(session)
@@ -216,7 +217,7 @@ def _speed_and_memory(session: Session) -> None:
         session.told(f"comparing {name} with the baseline's code, up to {settings.budget:.0f} s")
         kept = Kept(session.store)
         try:
-            found = _compared(session, cell.spec, margins, kept)
+            found = _compared(session, cell, margins, kept)
         except OptbenchError as error:
             session.rows.append(_invalid("speed", name, "live comparison", str(error)))
             continue
@@ -225,19 +226,25 @@ def _speed_and_memory(session: Session) -> None:
     session.rows += timed.judged(compared)
 
 
-def _compared(session: Session, spec: RunSpec, margins: dict[str, float], kept: Kept) -> Comparison:
+def _compared(session: Session, cell: Cell, margins: dict[str, float], kept: Kept) -> Comparison:
     """Return the live comparison of one cell; it is stored however it ended.
 
     Raises:
         OptbenchError: there is none, or it did not end as planned.
+        KeyboardInterrupt: it was interrupted.
     """
     from harness.comparison.analysis import analyse
     from harness.gating import timed
 
+    family = len(margins) * len(session.cells)
+
     def ready(so_far: Comparison) -> bool:
         looked = timed.Compared("", analyse(so_far, whole=True), len(so_far.design.looks), margins)
-        return all(row.verdict != "inconclusive" for row in timed.judged([looked]))
+        return all(row.verdict != "inconclusive" for row in timed.judged([looked], family))
 
+    _refuse_missing_code(session)
+    _kernels(session, [cell])
+    spec = cell.spec
     settings, base = session.file.settings, session.file.baseline
     python, path = (None if each is None else str(each) for each in (base.python, base.path))
     arms = (Arm(name="baseline", spec=spec, python=python, path=path), Arm(name="now", spec=spec))
@@ -251,40 +258,83 @@ def _compared(session: Session, spec: RunSpec, margins: dict[str, float], kept: 
         kept=kept.write,
     )
     kept.write(found)
+    if found.outcome == "interrupted":
+        raise KeyboardInterrupt
     if found.outcome != "completed":
         raise OptbenchError(f"{found.outcome}: {found.reason}")
     return found
 
 
+def _refuse_missing_code(session: Session) -> None:
+    """Raise where the baseline's code is not there: what is installed would be compared with itself."""
+    base = session.file.baseline
+    if base.path is not None and not base.path.is_dir():
+        raise OptbenchError(f"[baseline] path: there is no folder {base.path}; check the other code out there")
+    if base.python is not None and not base.python.is_file():
+        raise OptbenchError(f"[baseline] python: there is no program {base.python}; name an interpreter")
+
+
+def _refuse_unknown_metrics(session: Session) -> None:
+    asked = session.file.convergence
+    if asked is None or asked.metric is None:
+        return
+    from harness.plan import workload_traits
+
+    problems = []
+    for workload in dict.fromkeys(cell.spec.workload for _, cell in session.cells):
+        known = workload_traits(workload, session.machine).metrics
+        if asked.metric not in known or (known[asked.metric] == "neither" and asked.better is None):
+            what = f"{workload} evaluates no {asked.metric} that is better higher or lower"
+            told = ", ".join(f"{name} ({better})" for name, better in known.items()) or "nothing"
+            problems.append(Problem("convergence.metric", what, f"it evaluates {told}"))
+    if problems:
+        raise InvalidInputError(problems)
+
+
 def _convergence(session: Session) -> None:
     """Train every cell over the seeds with both codes; what is compared is steps, which no neighbour changes."""
-    asked, base = session.file.convergence, session.file.baseline
-    if asked is None:
+    if session.file.convergence is None:
         return
     from harness.gating import converged
-    from launch import elsewhere
 
     for name, cell in session.cells:
-        specs = [cell.spec.model_copy(update={"seed": seed}) for seed in dict.fromkeys(asked.seeds)]
         try:
-            met = []
-            for python, path, whose in (
-                (base.python, base.path, "the baseline's code"),
-                (None, None, "this code"),
-            ):
-                session.told(f"training {name} over {len(specs)} seeds with {whose}")
-                records = elsewhere.train(specs, python, path)
-                failed = next((each for each in records if each.outcome not in converged.ENDED), None)
-                if failed is not None:
-                    raise OptbenchError(f"with {whose}: {failed.outcome}: {failed.reason}")  # noqa: TRY301  # a row
-                met.append([converged.steps_to_target(each, asked) for each in records])
+            row, note = _converged(session, name, cell, session.file.convergence)
         except OptbenchError as error:
             session.rows.append(_invalid("convergence", name, converged.WHAT, str(error)))
             continue
-        before, after = (dict(zip((each.seed for each in specs), steps, strict=True)) for steps in met)
-        row, note = converged.judged(name, before, after, asked.margin)
         session.rows.append(row)
         session.notes += [note] if note else []
+
+
+def _converged(session: Session, name: str, cell: Cell, asked: Convergence) -> tuple[Row, str | None]:
+    """Return the row of one cell, and a note.
+
+    Raises:
+        OptbenchError: a run did not end by itself.
+    """
+    from harness.gating import converged
+    from harness.plan import workload_traits
+    from launch import elsewhere
+
+    if asked.metric is not None and asked.better is None:
+        better = workload_traits(cell.spec.workload, session.machine).metrics[asked.metric]
+        asked = asked.model_copy(update={"better": better})
+    interval = cell.spec.evaluate_every or converged.finest(cell.spec.steps, asked.margin)
+    _refuse_missing_code(session)
+    each_seed = dict.fromkeys(asked.seeds)
+    specs = [cell.spec.model_copy(update={"seed": each, "evaluate_every": interval}) for each in each_seed]
+    base = session.file.baseline
+    met = []
+    for python, path, whose in ((base.python, base.path, "the baseline's code"), (None, None, "this code")):
+        session.told(f"training {name} over {len(specs)} seeds with {whose}")
+        records = elsewhere.train(specs, python, path)
+        failed = next((each for each in records if each.outcome not in converged.ENDED), None)
+        if failed is not None:
+            raise OptbenchError(f"with {whose}: {failed.outcome}: {failed.reason}")
+        met.append([converged.steps_to_target(each, asked) for each in records])
+    before, after = (dict(zip(each_seed, steps, strict=True)) for steps in met)
+    return converged.judged(name, before, after, asked.margin, interval)
 
 
 def update(session: Session) -> tuple[list[str], list[str]]:
@@ -300,6 +350,7 @@ def update(session: Session) -> tuple[list[str], list[str]]:
     for each, cell in zip(session.file.cells, session.plan.cells, strict=True):
         if cell.unsupported is not None:
             raise OptbenchError(f"{each.name}: cannot run here: {cell.unsupported}; nothing was written")
+    old = _replaced(file)
     entries: dict[str, Entry] = {}
     for name, cell in session.counted():
         first, second = (_measured(session, f"{name}{which}", cell, 0).counts for which in ("", ", again"))
@@ -310,12 +361,24 @@ def update(session: Session) -> tuple[list[str], list[str]]:
                 f'[baseline] ignore = ["{unsteady[0].kind} {unsteady[0].name}"] leaves it out; nothing was written'
             )
         entries[name] = baseline.entry(cell.spec, first)
-    try:
-        old = baseline.read(file)
-    except CorruptFileError:
-        old = {}
     baseline.write(file, entries)
     return _told(old, entries), [f"{name}: no longer in the gate" for name in old if name not in entries]
+
+
+def _replaced(file: Path) -> dict[str, Entry]:
+    """Return what the file holds that is to be replaced; nothing of it where it is missing or damaged.
+
+    Raises:
+        OptbenchError: it is something else than a baseline, or a newer one, or it could not be written.
+    """
+    if not baseline.may_replace(file):
+        raise OptbenchError(
+            f"{file}: is no baseline of counts, or a newer optbench's; nothing was written: name another"
+        )
+    try:
+        return baseline.read(file)
+    except CorruptFileError:
+        return {}
 
 
 def _told(old: dict[str, Entry], new: dict[str, Entry]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.errors import InvalidInputError
+from harness.errors import InvalidInputError, Problem
 from harness.verbs import specs as options
 from harness.verbs.console import errors
 
@@ -50,3 +50,24 @@ def available_bytes(on: Machine, *, everything: bool = False) -> int:
     import psutil
 
     return on.memory_bytes if everything else min(psutil.virtual_memory().available, on.memory_bytes)
+
+
+def refuse_unwritable(option: str, file: Path | None) -> None:
+    """Refuse a file that what is found could not be written to, before it is looked for.
+
+    Raises:
+        InvalidInputError: its folder is missing, or it cannot be written.
+    """
+    if file is None:
+        return
+    new = not file.exists()
+    try:
+        with file.open("a", encoding="utf-8"):
+            pass
+        if new:
+            file.unlink()
+    except OSError as error:
+        problem = Problem(
+            f"{option} {file}", f"cannot be written: {error.strerror}", "name a file in a folder of yours"
+        )
+        raise InvalidInputError([problem]) from error

@@ -8,7 +8,7 @@ import tomllib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.gating.converged import bounds, judged, steps_to_target
+from harness.gating.converged import bounds, finest, judged, steps_to_target
 from harness.gating.file import Convergence
 from harness.record import Metric, RunRecord
 from harness.spec import RunSpec
@@ -93,3 +93,40 @@ def test_any_spec_is_written_so_that_a_sweep_reads_it(options, seed):
     spec = RunSpec(workload="gpt", optimizer="a.b:C", optimizer_options=options, seed=seed, lr=0.1)
     (run,) = tomllib.loads(written([spec]))["runs"]
     assert RunSpec.model_validate(run) == spec
+
+
+@given(st.lists(STEPS, min_size=7, max_size=12), st.integers(2, 500))
+def test_what_evaluations_cannot_tell_apart_does_not_pass(steps, interval):
+    coarse = [math.ceil(each / interval) * interval for each in steps]
+    row, _ = judged("a", dict(enumerate(coarse)), dict(enumerate(coarse)), 0.05, interval)
+    known = math.log(max(coarse) / max(1, max(coarse) - interval + 1))
+    if known > math.log1p(0.05):
+        assert row.verdict == "inconclusive"
+        assert "evaluate_every" in row.remedy
+    exact, _ = judged("a", dict(enumerate(coarse)), dict(enumerate(coarse)), 0.05, 1)
+    assert exact.verdict == "passed"
+
+
+def test_evaluations_are_close_enough_for_the_margin():
+    for steps in (100, 400, 3000):
+        interval = finest(steps, 0.05)
+        met = dict.fromkeys(range(7), float(interval * math.ceil(steps / 2 / interval)))
+        assert judged("a", met, met, 0.05, interval)[0].verdict == "passed"
+        later = {seed: each * 1.2 for seed, each in met.items()}
+        assert judged("a", met, later, 0.05, interval)[0].verdict == "regressed"
+
+
+def test_misses_on_more_seeds_are_found_though_the_median_is_the_same():
+    met = [100.0] * 30
+    found, row, _ = verdict(met, [MISSED] * 8 + met[8:])
+    assert (found, "missed on 8, with the baseline's code on 0" in row.detail) == ("regressed", True)
+    assert verdict(met, [MISSED] * 2 + met[2:])[0] == "inconclusive"
+    assert verdict([MISSED] * 2 + met[2:], [MISSED] * 2 + met[2:])[0] == "passed"
+
+
+def test_a_run_that_diverged_after_its_target_has_missed_it():
+    series = metric(value=0.4, series=(0.9, 0.4), series_steps=(10, 20))
+    found = record(loss=series, steps_to_target=metric(value=20))
+    for asked in (Convergence(), Convergence(metric="loss", target=0.5)):
+        assert steps_to_target(found, asked) == 20
+        assert steps_to_target(found.model_copy(update={"outcome": "diverged"}), asked) == MISSED

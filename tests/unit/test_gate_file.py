@@ -159,3 +159,32 @@ def test_the_worse_verdict_wins_and_has_its_exit_code():
     for worse, better in itertools.combinations(RANKING, 2):
         assert combined([better, worse]) == worse
     assert [EXIT_CODES[each] for each in ("passed", "regressed", "inconclusive", "invalid")] == [0, 1, 3, 4]
+
+
+def test_lists_of_any_field_make_cells_of_different_names_and_option_tables_are_merged(tmp_path):
+    found = read(
+        tmp_path,
+        """
+        [baseline]
+        counts = "c.json"
+        [defaults]
+        workload = "gpt"
+        optimizer_options = { weight_decay = 0.2, eps = 1e-9 }
+        [[cell]]
+        name = "a"
+        optimizer = "adamw/fused"
+        lr = [1e-3, 1e-2]
+        optimizer_options = { eps = 1e-6 }
+        """,
+    )
+    assert [cell.name for cell in found.cells] == [
+        "a: gpt adamw/fused single fp32 lr=0.001",
+        "a: gpt adamw/fused single fp32 lr=0.01",
+    ]
+    assert found.cells[0].spec.optimizer_options == {"weight_decay": 0.2, "eps": 1e-6}
+
+
+@pytest.mark.parametrize("text", ["cell = []", "[gate]\ndrift_steps = 10"])
+def test_a_gate_that_would_look_at_nothing_is_refused(tmp_path, text):
+    told = problems(tmp_path, text + '\n[baseline]\ncounts = "c.json"\n')
+    assert any("names no cell" in each or "not told from chance" in each for each in told)

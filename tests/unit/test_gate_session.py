@@ -6,7 +6,7 @@ import pytest
 
 from harness.comparison.model import Comparison, Design, Launch, Turn, WarmUp
 from harness.counts.model import Counts, Measured
-from harness.errors import OptbenchError
+from harness.errors import InvalidInputError, OptbenchError
 from harness.gating.file import load
 from harness.plan import Cell, Plan, name_checks
 from harness.record import Metric, RunRecord
@@ -58,6 +58,7 @@ def session(tmp_path):
     def make(text, compare=None, unsupported=None):
         path = tmp_path / "gate.toml"
         path.write_text(text)
+        (tmp_path / "base").mkdir(exist_ok=True)
         asked = load(path, name_checks())
         cells = tuple(
             Cell(
@@ -193,3 +194,92 @@ def test_a_renamed_cell_and_a_lost_one_do_not_pass(session, counted):
     found = gating.gate(session(COUNTS + LINE.replace('"line"', '"renamed"')))
     assert found.verdict == "invalid"
     assert {row.cell for row in found.rows} == {"line", "renamed"}
+
+
+def test_an_interrupted_comparison_ends_the_gate(session):
+    asked = session(
+        LIVE + LINE + LINE.replace('"line"', '"more"'),
+        lambda arms, **_: comparison(arms, 1.0, outcome="interrupted"),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        gating.gate(asked)
+    assert asked.rows == []
+
+
+def test_code_that_is_not_there_is_never_compared_with_itself(session, tmp_path):
+    asked = session(LIVE + CONVERGENCE + LINE, lambda arms, **_: comparison(arms, 1.0))
+    (tmp_path / "base").rmdir()
+    found = gating.gate(asked)
+    assert found.verdict == "invalid"
+    assert all("there is no folder" in row.detail for row in found.rows)
+    assert {row.axis for row in found.rows} == {"speed", "convergence"}
+
+
+def test_a_comparison_goes_on_until_what_it_claims_holds_beside_the_other_cells(session):
+    """A little beyond the margin in four launches: a regression of one cell, not yet of one among fifty."""
+    asked = []
+
+    def compare(arms, *, ready, **_):
+        found = comparison(arms, 1.055)
+        asked.append(ready(found))
+        return found
+
+    cell = LINE.replace('"line"', '"line {}"')
+    gating.gate(session(LIVE + cell.format(1), compare))
+    gating.gate(session(LIVE + "".join(cell.format(number) for number in range(50)), compare))
+    assert (asked[0], set(asked[1:])) == (True, {False})
+
+
+def test_a_metric_goes_the_way_that_the_workload_says(session, monkeypatch):
+    seen = []
+
+    def train(specs, python, path):
+        seen.append({spec.evaluate_every for spec in specs})
+        series = Metric(name="v", unit="1", better="lower", value=9.0, series=(9.0, 9.0), series_steps=(2, 4))
+        return [
+            RunRecord(run_id=str(spec.seed), spec={}, outcome="completed", metrics={"validation_loss": series})
+            for spec in specs
+        ]
+
+    monkeypatch.setattr(elsewhere, "train", train)
+    named = CONVERGENCE + 'metric = "validation_loss"\ntarget = 1.0\n'
+    gpt = LINE.replace("linear_regression", "gpt")
+    _, rows = verdicts(session(LIVE + named + gpt, lambda arms, **_: comparison(arms, 1.0)))
+    assert rows["convergence", "steps to the target"] == "inconclusive"  # 9 is not below 1
+    assert seen == [{2}, {2}]  # 100 steps, margin 5 %
+    with pytest.raises(InvalidInputError, match=r"(?s)validation_los .*validation_loss \(lower\)"):
+        gating.gate(session(LIVE + named.replace("_loss", "_los") + gpt, None))
+
+
+@pytest.mark.parametrize(
+    "held", [b'{"kind": "optbench counts", "version": 99, "cells": {}}', b'{"name": 1}', b"[gate]\nmargin = 1\n"]
+)
+def test_what_is_no_baseline_or_a_newer_one_is_not_overwritten(session, counted, tmp_path, held):
+    counted(counts(add=1))
+    (tmp_path / "counts.json").write_bytes(held)
+    with pytest.raises(OptbenchError, match="nothing was written"):
+        gating.update(session(COUNTS + LINE))
+    assert (tmp_path / "counts.json").read_bytes() == held
+
+
+def test_a_damaged_baseline_is_written_anew(session, counted, tmp_path):
+    counted(counts(add=1))
+    for held in (b"", b'{"kind": "optbench counts", "vers'):
+        (tmp_path / "counts.json").write_bytes(held)
+        assert gating.update(session(COUNTS + LINE)) == (["line: new"], [])
+
+
+def test_fewer_collectives_are_asked_about_and_what_is_left_out_is_told(session, counted):
+    def exchanged(number, adds):
+        ranks = {"every": {"collectives": {"all_reduce float32": number}, "operators": {"add": adds}}}
+        return Measured(counts=Counts(torch="2", device="cpu", world_size=1, ranks=ranks))
+
+    ignoring = COUNTS + 'ignore = ["operators"]\n' + LINE
+    counted(exchanged(2, 1))
+    gating.update(session(ignoring))
+    counted(exchanged(2, 5))
+    found = gating.gate(session(ignoring))
+    assert found.verdict == "passed"
+    assert "line: left out on request: add 1 -> 5 a step" in found.notes
+    counted(exchanged(1, 1))
+    assert verdicts(session(ignoring))[0] == "inconclusive"

@@ -95,3 +95,13 @@ def test_a_metric_that_was_not_measured_does_not_pass():
 
 def test_margins_are_asked_for_the_usual_metrics_and_those_of_the_file():
     assert list(margins_of(["cpu_time_s"], lambda _: 0.1)) == ["step_time_s", "peak_memory_bytes", "cpu_time_s"]
+
+
+def test_launches_that_guards_have_all_marked_are_no_evidence_yet_rather_than_wrong_evidence():
+    pair = Pair(
+        arms=("base", "now"), verdict="inconclusive", metrics={"step_time_s": estimate([])}, launches=0,
+        invalid_launches=12,
+    )  # fmt: skip
+    rows = judged([Compared("a", Analysis(pairs=(pair,), spent_s=1.0), 4, MARGINS)])
+    assert {row.verdict for row in rows} == {"inconclusive"}
+    assert any("undisturbed" in row.detail and row.remedy for row in rows)
