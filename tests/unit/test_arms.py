@@ -1,11 +1,13 @@
 """The driver's side of the baton, as far as it needs no world."""
 
 import math
+import socket
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.arms import as_one
+from launch import baton
+from launch.arms import _is_consequence, _received, as_one
 
 TIMES = st.lists(st.floats(1e-4, 1.0), min_size=2, max_size=2)
 
@@ -44,3 +46,24 @@ def test_phases_are_the_slowest_ranks_and_a_loss_that_one_rank_lacks_is_unknown(
 
     assert found["phase_s"] == {"backward": 0.06, "forward": 0.05}
     assert found["losses"] == [2.0, None]
+
+
+def test_of_several_failures_the_one_that_is_no_consequence_comes_first():
+    failures = [
+        (0, "RuntimeError: [gloo] Connection closed by peer [127.0.0.1]"),
+        (1, "a rank died in its turn"),
+        (1, "ValueError: the real one"),
+    ]
+    assert min(failures, key=_is_consequence)[1] == "ValueError: the real one"
+
+
+def test_what_a_rank_says_last_has_a_reason():
+    driver, rank = (baton.Line(each) for each in socket.socketpair())
+    rank.send("refused", reason="ImportError: no such module")
+    assert _received(driver, "now")["reason"] == "cannot run: ImportError: no such module"
+    rank.connection.sendall(b"no JSON\n")
+    assert "died now" in _received(driver, "now")["reason"]
+    rank.close()
+    assert _received(driver, "in its turn") == {"reason": "a rank died in its turn"}
+    assert driver.gone(1.0)
+    driver.close()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch import baton
 from launch.baton import Line, scatter, share_of
 
 
@@ -57,3 +59,16 @@ def test_every_fork_lays_its_memory_out_anew() -> None:
     sizes = [tuple(len(block) for block in scatter() if isinstance(block, bytearray)) for _ in range(2)]  # type: ignore[arg-type]
 
     assert sizes[0] != sizes[1]
+
+
+def test_code_that_came_from_somewhere_else_than_the_arms_checkout_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="no module of it was imported"):
+        baton._refuse_code_from_elsewhere(tmp_path)
+    (tmp_path / "mine_only_here.py").write_text("")
+    importlib.import_module("mine_only_here")
+    baton._refuse_code_from_elsewhere(tmp_path)
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "baton.py").write_text("")
+    with pytest.raises(ImportError, match=r"launch.baton came from .*name the folder"):
+        baton._refuse_code_from_elsewhere(tmp_path)

@@ -1,5 +1,6 @@
 """What marks a launch invalid: time stolen, others' load, clocks; never a step time."""
 
+import os
 import re
 
 import pytest
@@ -65,3 +66,28 @@ def test_the_fastest_cores_clock_is_read_where_there_is_one(tmp_path):
         assert machine.clock_hz() == 2.4e9
         (folder / "scaling_cur_freq").write_text("<unknown>\n")
         assert machine.clock_hz() is None
+
+
+def test_limits_grow_with_the_cores_that_are_watched():
+    """2 % of each of 16 cores is a third of one core, and harmless."""
+    busy = launch(steal_s=lambda _arm, _number: 0.02)
+    assert invalid(busy, cores=2) is not None
+    assert invalid(busy, cores=16) is None
+
+
+def test_load_that_scatters_as_much_as_it_differs_marks_nothing():
+    uneven = launch(other_load=lambda arm, number: 40.0 if (number + arm) % 5 == 0 else 1.0 + arm)
+    assert invalid(uneven) is None
+    assert "cores busy" in str(invalid(launch(other_load=lambda arm, number: 1.0 + arm + 0.1 * (number % 3))))
+
+
+def test_only_the_cores_that_may_be_used_are_counted(tmp_path):
+    mine = min(os.sched_getaffinity(0))
+    text = f"cpu  9 9 9 9 9 9 9 9\ncpu{mine} 100 0 50 7 7 0 0 300 0 0\ncpu99999 900 0 0 0 0 0 0 900 0 0\nintr 5\n"
+    (tmp_path / "stat").write_text(text, encoding="ascii")
+    with Machine(stat=tmp_path / "stat") as machine:
+        tick_s = 1 / os.sysconf("SC_CLK_TCK")
+        assert machine.now() == pytest.approx((150 * tick_s, 300 * tick_s))
+        assert machine.cores == len(os.sched_getaffinity(0))
+    with Machine(stat=tmp_path / "none") as machine:
+        assert machine.now() == (0, 0)

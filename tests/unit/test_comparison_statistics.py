@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.comparison.analysis import analyse, next_step
-from harness.comparison.designing import design, out_of_reach
+from harness.comparison.designing import SPREAD, design, out_of_reach, spread
 from harness.comparison.estimate import hodges_lehmann, holm, interval, p_above, p_below
 from harness.comparison.guards import invalid
 from harness.comparison.model import STEP_TIME, Arm, Comparison, Design, Launch, Turn, WarmUp
@@ -192,3 +192,11 @@ def test_a_budget_is_spread_over_launches_or_refused_with_the_one_that_would_do(
         planned(20)
     assert out_of_reach(long, 0.005) is None
     assert "inconclusive" in out_of_reach(long, 0.03)
+
+
+def test_what_is_out_of_reach_is_told_from_the_noise_of_the_warm_up():
+    quiet, noisy = (spread(plan(), noise) for noise in (0.0, 0.3))
+    assert quiet == SPREAD
+    assert 0.05 < noisy < 0.1  # 0.3 * sqrt(2 / 20 rounds), a little less for two steps a turn
+    assert out_of_reach(plan(), quiet) is None
+    assert "a larger --budget helps" in str(out_of_reach(plan(), noisy))
