@@ -361,7 +361,8 @@ def compare(
     self_check: Annotated[
         bool | None,
         typer.Option(
-            "--self-check/--no-self-check", envvar="CI", help="Let the first arm's code ride along twice."
+            "--self-check/--no-self-check",
+            help="Let the first arm's code ride along twice. Default: as the file says, else where CI is set.",
         ),
     ] = None,
     different_training: Annotated[
@@ -389,15 +390,11 @@ def compare(
 ) -> None:
     """Compare arms live, interleaved on this machine, with an interval and a verdict; or stored runs."""
     from harness.store import Store
+    from harness.verbs import arms as reading
     from harness.verbs import compared, comparing
 
     store = Store(results)
     live = bool(arms) or (len(words or []) == 1 and str((words or [""])[0]).endswith(".toml"))
-    if stored is not None:
-        name, comparison = comparing.load(store, stored)
-        raise typer.Exit(compared.show(name, comparison, markdown, svg, as_json=as_json))
-    if not live:
-        raise typer.Exit(compared.stored(words or [], store, markdown, as_json=as_json))
     given = options.axes(
         workload=workload,
         size=size,
@@ -408,15 +405,27 @@ def compare(
         lr=lr,
         seed=seed,
     )
+    here.refuse_unwritable("--markdown", markdown)
+    here.refuse_unwritable("--svg", svg)
+    timeout = reading.timeout(timeout)
+    words_of_fields = {options.OPTION_WORDS.get(field, f"--{field}"): True for field in given}
+    idle = {**words_of_fields, "--set": settings, "--budget": budget, "--margin": margin}
+    if stored is not None:
+        compared.refuse_idle("--from", {**idle, "--arm": arms, " ".join(words or []): words})
+        name, comparison = comparing.load(store, stored)
+        raise typer.Exit(compared.show_stored(name, comparison, markdown, svg, as_json=as_json))
+    if not live:
+        compared.refuse_idle("stored runs", {**idle, "--svg": svg})
+        raise typer.Exit(compared.stored(words or [], store, markdown, as_json=as_json))
     if arms and words:
         raise InvalidInputError([Problem("--arm", f"beside {words[0]}", "name arms in the file or by --arm")])
     found, told = (
-        (comparing.from_words(arms, given, settings or []), {})
+        (reading.from_words(arms, given, settings or []), {})
         if arms
-        else comparing.from_file(Path((words or [""])[0]))
+        else reading.from_file(Path((words or [""])[0]), given, settings or [])
     )
-    share = comparing.margin(margin or told.get("margin", "2.5%"))
-    budget_s = comparing.seconds(budget or told.get("budget", "120s"))
+    share = reading.margin(told.get("margin", "2.5%") if margin is None else margin)
+    budget_s = reading.seconds(told.get("budget", "120s") if budget is None else budget)
     specs = [arm.spec for arm in found]
     machine = here.machine(None, specs)
     plan_found = here.plan(specs, machine)
@@ -426,25 +435,25 @@ def compare(
     if wrong is not None:
         errors.print(f"optbench: not compared: {wrong}", markup=False, style="red")
         raise typer.Exit(WRONG)
+    comparing.build_kernels(plan_found.cells, tell)
     from launch import comparing as live_comparison
 
-    checked = told.get("self_check", False) if self_check is None else self_check
-    kept = comparing.Kept(store)
+    kept = comparing.Kept(store, tell)
     comparison = live_comparison.compare(
         sides,
         margin=share,
         budget_s=budget_s,
         seed=sides[0].spec.seed,
-        self_check=bool(checked),
+        self_check=reading.rides_along(told, os.environ.get("CI"), option=self_check),
         timeout_s=timeout,
         different_training=different_training,
         fresh=fresh,
         resident=not apart,
         told=tell,
-        kept=kept.write,
+        kept=kept.keep,
     )
-    name = kept.write(comparison)
-    raise typer.Exit(compared.show(name, comparison, markdown, svg, as_json=as_json))
+    kept.keep(comparison)
+    raise typer.Exit(compared.show(kept, comparison, markdown, svg, as_json=as_json))
 
 
 @app.command()
@@ -475,6 +484,7 @@ def gate(
     from harness.verbs import gating
     from launch.comparing import compare
 
+    here.refuse_unwritable("--markdown", markdown)
     asked, store = load(file, name_checks()), Store(results)
     specs = [cell.spec for cell in asked.cells]
     machine = here.machine(None, specs)
@@ -491,8 +501,6 @@ def gate(
             return
         store.check_writable()
         found = gating.gate(session)
-        if markdown is not None:
-            markdown.write_text(report.markdown(found), encoding="utf-8")
     except OSError as error:
         errors.print(f"optbench: cannot write {error.filename}: {error}", markup=False, style="red")
         raise typer.Exit(FAILED) from error
@@ -500,6 +508,8 @@ def gate(
         print_json(report.document(found))
     else:
         output.print(report.render(found))
+    if markdown is not None:
+        markdown.write_text(report.markdown(found), encoding="utf-8")
     raise typer.Exit(EXIT_CODES[found.verdict])
 
 
@@ -533,6 +543,7 @@ def selftest(
     from launch.selftest import Setting
 
     store = Store(results)
+    here.refuse_unwritable("--markdown", markdown)
     known = get_args(Setting)
     unknown = [each for each in settings or [] if each not in known]
     if unknown:
@@ -546,12 +557,12 @@ def selftest(
     else:
         chosen: Any = list(dict.fromkeys(settings or known))
         rows = measuring.measured(chosen, measuring.Amounts(launches, gates, sittings, replays), store, tell)
-    if markdown is not None:
-        markdown.write_text(measuring.markdown(rows), encoding="utf-8")
     if as_json:
         print_json(measuring.document(rows))
     else:
         output.print(measuring.table(rows))
+    if markdown is not None:
+        markdown.write_text(measuring.markdown(rows), encoding="utf-8")
     raise typer.Exit(1 if any(row.met is False for row in rows) else 0)
 
 

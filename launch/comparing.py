@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,9 @@ def compare(  # noqa: PLR0913  # one argument an option
         UnlikeArmsError: the arms train differently.
     """
     if self_check:
-        arms = [*arms, arms[0].model_copy(update={"name": f"{arms[0].name} again"})]
+        names = itertools.accumulate(itertools.repeat("again"), "{} {}".format, initial=arms[0].name)
+        name = next(each for each in names if all(each != arm.name for arm in arms))
+        arms = [*arms, arms[0].model_copy(update={"name": name})]
     asked = Design(
         looks=(),
         alpha=ALPHA,

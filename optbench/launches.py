@@ -11,14 +11,24 @@ import select
 import signal
 import time
 import traceback
+import warnings
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 TURN_S = 0.02
-LEAST_ROUNDS, MOST_ROUNDS = 10, 200
-WARM_CALLS, WARM_S = 3, 0.2
+LEAST_ROUNDS, MOST_ROUNDS = 3, 200
+WARM_S, MOST_WARM_CALLS = 0.2, 1000
+
+LONG_S = 10 * TURN_S
+"""A call so long need not find its data in the caches: they are filled in a few milliseconds."""
+
+SHORTEST_S = 5e-8
+"""A call counts as no shorter than this, whatever a coarse clock says: nothing may divide by 0."""
+
+LONGEST_WAIT_S = 3600.0
+"""Of one select, which takes no infinite time."""
 
 
 def in_process(
@@ -57,22 +67,26 @@ def forked(
         RuntimeError: a callable raised, or the process died.
     """
     reading, writing = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads: scipy's own, by now, which bear a fork
+        child = os.fork()
     if child == 0:
-        os.close(reading)
-        _child(writing, baseline, candidate, length_s)
-    os.close(writing)
+        _child(reading, writing, baseline, candidate, length_s)
     try:
+        with contextlib.suppress(OSError):  # the child does it too: whoever is first
+            os.setpgid(child, child)
+        os.close(writing)
         told = _read(reading, time.monotonic() + timeout_s)
     except TimeoutError:
-        raise TimeoutError(f"a launch of both callables did not end within {timeout_s:g} s") from None
+        raise TimeoutError(
+            f"a launch of both callables did not end within {timeout_s:g} s; it calls each "
+            f"{1 + LEAST_ROUNDS} times at least: where they take that long pass a larger timeout_s, else one hangs"
+        ) from None
     finally:
         os.close(reading)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-    if not told:
-        raise RuntimeError(f"a launch's process died, status {os.waitstatus_to_exitcode(status)}")
+        code = _ended(child)
+    if not told.endswith(b"\n"):
+        raise RuntimeError(f"a launch's process died, status {code}")
     answer = json.loads(told)
     if "error" in answer:
         raise RuntimeError(f"in a launch:\n{answer['error']}")
@@ -80,57 +94,105 @@ def forked(
 
 
 def _child(
-    writing: int, baseline: Callable[[], object], candidate: Callable[[], object], length_s: float
+    reading: int,
+    writing: int,
+    baseline: Callable[[], object],
+    candidate: Callable[[], object],
+    length_s: float,
 ) -> NoReturn:
     """Be a launch; nothing of the test runner's may run here."""
-    from launch.baton import scatter
-
     try:
         os.setpgid(0, 0)
-        kept = scatter()
-        answer: dict[str, object] = {"rounds": _turns(baseline, candidate, length_s)}
-        del kept
-    except BaseException:  # noqa: BLE001  # whatever a callable raises is told by the parent
-        answer = {"error": traceback.format_exc()}
-    try:
-        data = json.dumps(answer).encode()
-        while data:
-            data = data[os.write(writing, data) :]
+        os.close(reading)
+        pipe = os.fdopen(writing, "wb")
+        os.register_at_fork(after_in_child=pipe.close)  # what outlives this process must not hold its pipe open
+        answer = _answer(baseline, candidate, length_s)
+        _kill_below(os.getpid())
+        pipe.write(json.dumps(answer).encode() + b"\n")
+        pipe.flush()
     finally:
         os._exit(0)
 
 
+def _answer(baseline: Callable[[], object], candidate: Callable[[], object], length_s: float) -> dict[str, object]:
+    try:
+        from launch.baton import scatter
+
+        kept = scatter()
+        answer: dict[str, object] = {"rounds": _turns(baseline, candidate, length_s)}
+        del kept
+    except BaseException:  # noqa: BLE001  # whatever a callable raises is told by the parent
+        return {"error": traceback.format_exc()}
+    return answer
+
+
 def _read(reading: int, deadline: float) -> bytes:
+    """Return the line that a launch tells; without its end where the process died.
+
+    The line's end is what counts: the pipe's may never come, since what a callable left running may hold it.
+
+    Raises:
+        TimeoutError: neither came in time.
+    """
     told = b""
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([reading], [], [], left)[0]:
+    while not told.endswith(b"\n"):
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
             raise TimeoutError
-        data = os.read(reading, 65536)
-        if not data:
-            return told
-        told += data
+        if select.select([reading], [], [], min(left_s, LONGEST_WAIT_S))[0]:
+            data = os.read(reading, 65536)
+            if not data:
+                break
+            told += data
+    return told
+
+
+def _ended(child: int) -> int:
+    """End a launch's process and what it started; return the exit code, negative for a signal."""
+    os.kill(child, signal.SIGSTOP)  # so that it starts nothing meanwhile; until it is waited for it is there
+    _kill_below(child)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _kill_below(pid: int) -> None:
+    """Kill what a process has started: some may be in groups of their own."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        for each in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                each.kill()
 
 
 def _turns(
     baseline: Callable[[], object], candidate: Callable[[], object], length_s: float
 ) -> list[tuple[float, float]]:
     """Return seconds a call of both, round by round."""
-    calls = max(1, round(TURN_S / max(_warmed(baseline), _warmed(candidate), 1e-7)))
     sides = (baseline, candidate)
+    shortest = [_warmed(each) for each in sides]
     chance = random.Random(os.urandom(8))  # noqa: S311  # an order, no secret
     found: list[tuple[float, float]] = []
     until = time.perf_counter() + length_s
     while len(found) < LEAST_ROUNDS or (len(found) < MOST_ROUNDS and time.perf_counter() < until):
+        call_s = max(*shortest, SHORTEST_S)
         took = [0.0, 0.0]
         for side in chance.sample((0, 1), 2):
-            took[side] = _turn(sides[side], calls)
+            took[side] = _turn(sides[side], call_s)
         found.append((took[0], took[1]))
+        # The first calls may have been slow, and one call's time is mostly the clock's own where it is short.
+        shortest = [min(each) for each in zip(shortest, took, strict=True)]
     return found
 
 
-def _turn(call: Callable[[], object], calls: int) -> float:
-    call()  # untimed: the caches held the other's data
+def _turn(call: Callable[[], object], call_s: float) -> float:
+    """Return seconds a call, over a turn's length of calls that take about ``call_s``, one at least."""
+    if call_s < LONG_S:
+        call()  # untimed: the caches held the other's data
+    calls = max(1, round(TURN_S / call_s))
     began = time.perf_counter()
     for _ in range(calls):
         call()
@@ -138,9 +200,9 @@ def _turn(call: Callable[[], object], calls: int) -> float:
 
 
 def _warmed(call: Callable[[], object]) -> float:
-    """Call it until it is warm; return the seconds of its shortest call."""
+    """Call it until it is warm, once at least; return the seconds of its shortest call."""
     until, shortest, calls = time.perf_counter() + WARM_S, math.inf, 0
-    while calls < WARM_CALLS or (time.perf_counter() < until and calls < 1000):
+    while not calls or (calls < MOST_WARM_CALLS and time.perf_counter() < until):
         began = time.perf_counter()
         call()
         shortest = min(shortest, time.perf_counter() - began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import threading
@@ -77,7 +78,7 @@ def assert_not_slower(  # one keyword an option
         candidate: without arguments; called often.
         baseline: likewise.
         margin: relative difference that does not matter.
-        budget_s: wall-clock time of all launches.
+        budget_s: wall-clock time within which the last launch begins; none does that no look can follow within it.
         timeout_s: of one launch.
         strict: fail where the budget ends before it is known.
 
@@ -95,23 +96,65 @@ def assert_not_slower(  # one keyword an option
         raise ValueError(
             f"margin={margin!r}, budget_s={budget_s!r}, timeout_s={timeout_s!r}: not negative, times above 0"
         )
-    began = time.monotonic()
-    forks = can_fork()
-    ratios: list[float] = []
-    found = _judged(ratios, margin, forks=forks, spent_s=0.0)
-    while len(ratios) < LOOKS[-1] and time.monotonic() - began < budget_s:
-        length_s = min(LONGEST_LAUNCH_S, budget_s / LOOKS[-1])
-        turn = launches.forked if forks else launches.in_process
-        ratios.append(turn(baseline, candidate, length_s, timeout_s))
-        found = _judged(ratios, margin, forks=forks, spent_s=time.monotonic() - began)
-        if found.verdict != "inconclusive":
-            break
+    length_s = min(LONGEST_LAUNCH_S, budget_s / LOOKS[-1])
+    found = _measured(candidate, baseline, margin, budget_s, length_s, timeout_s)
     told = f"{found} (margin {100 * margin:g} %)"
-    if found.verdict == "slower" or (strict and found.verdict == "inconclusive"):
+    if found.verdict == "slower":
         raise AssertionError(told)
     if found.verdict == "inconclusive":
-        warnings.warn(f"{told}; a larger budget_s or margin decides", InconclusiveWarning, stacklevel=2)
+        told = f"{told}; {_remedy(found, length_s)}"
+        if strict:
+            raise AssertionError(told)
+        warnings.warn(told, InconclusiveWarning, stacklevel=2)
     return found
+
+
+def _measured(
+    candidate: Callable[[], object],
+    baseline: Callable[[], object],
+    margin: float,
+    budget_s: float,
+    length_s: float,
+    timeout_s: float,
+) -> NotSlower:
+    """Launch both until a look decides, or no further look can be reached within the budget."""
+    forks = can_fork()
+    importlib.import_module("scipy.stats")  # now, after that question (it may start threads): no launch's time
+    launch = launches.forked if forks else launches.in_process
+    ratios: list[float] = []
+    began = time.monotonic()
+    found = _judged(ratios, margin, forks=forks, spent_s=0.0)
+    while found.verdict == "inconclusive" and _reaches_a_look(found, budget_s):
+        ratios.append(launch(baseline, candidate, length_s, timeout_s))
+        found = _judged(ratios, margin, forks=forks, spent_s=time.monotonic() - began)
+    return found
+
+
+def _reaches_a_look(found: NotSlower, budget_s: float) -> bool:
+    """Return whether the last launch before the next look would begin within the budget."""
+    before = [look - 1 for look in LOOKS if look > found.launches]
+    return bool(before) and before[0] * _launch_s(found) < budget_s
+
+
+def _launch_s(found: NotSlower) -> float:
+    """Return the seconds of a launch, 0 before the first."""
+    return found.spent_s / max(1, found.launches)
+
+
+def _remedy(found: NotSlower, length_s: float) -> str:
+    """Say what would decide where the verdict is inconclusive."""
+    looks = [look for look in LOOKS if look > found.launches]
+    if not looks:
+        return (
+            f"all {found.launches} launches are done: a quieter machine decides, or a larger margin "
+            f"(it is proved not to be slower by more than {100 * (found.high - 1):.1f} %)"
+        )
+    longer_s = _launch_s(found) - length_s + LONGEST_LAUNCH_S  # a larger budget lengthens launches
+    enough = " and ".join(
+        f"budget_s={math.ceil(look * longer_s)} is enough for the look after {look} launches"
+        for look in dict.fromkeys((looks[0], looks[-1]))
+    )
+    return f"a launch takes {_launch_s(found):.1f} s: {enough}; a larger margin needs fewer of them"
 
 
 def _judged(ratios: Sequence[float], margin: float, *, forks: bool, spent_s: float) -> NotSlower:

@@ -39,6 +39,7 @@ class Bench:
         Args:
             optimizer: ``adamw/fused`` or ``module:Class``; None: the marker's.
             fields: of a run's spec: ``workload``, ``size``, ``precision``, ``lr``, ``optimizer_options``, ….
+                The test fails where one would change nothing here, such as ``strategy`` or ``steps``.
 
         Returns:
             The last step's loss.
@@ -48,14 +49,19 @@ class Bench:
         name = optimizer or self._optimizer
         if name is None:
             pytest.fail("optbench.step() names no optimizer, nor does a marker", pytrace=False)
+        from harness.errors import InvalidInputError, UnsupportedError
         from optbench import stepping
 
-        step, about, reason = stepping.built({"workload": "gpt", **self._fields, **fields, "optimizer": name})
-        if step is None:
-            pytest.skip(f"{name}: {reason}")
         benchmark = self._request.getfixturevalue("benchmark")
-        benchmark.extra_info.update(about)
-        return benchmark(step)
+        asked = {"workload": "gpt", **self._fields, **fields, "optimizer": name}
+        try:
+            with stepping.stepped(asked) as (step, about):
+                benchmark.extra_info.update(about)
+                return benchmark(step)
+        except UnsupportedError as error:
+            pytest.skip(f"{name}: {error}")
+        except InvalidInputError as error:
+            pytest.fail(str(error), pytrace=False)
 
     def assert_not_slower(
         self, candidate: Callable[[], object], baseline: Callable[[], object], **options: Any

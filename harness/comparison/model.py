@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import itertools
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from harness.spec import RunSpec  # noqa: TC001  # pydantic evaluates it
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 COMPARISON_VERSION = 1
 
@@ -43,24 +47,31 @@ class Design(_Frozen):
 
     looks: tuple[int, ...]
     """Numbers of valid launches at which the data are looked at, rising; none: it ended before its first turn."""
-    alpha: float = 0.01
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Two-sided error of one arm beside the first, over all looks together: 1 % shared by the arms."""
-    margin: float
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Relative difference that does not matter, 0.025 for 2.5 %."""
-    rounds: int
+    rounds: Annotated[int, Field(ge=0)]
     """Turns of each arm in one launch."""
-    turn_steps: int
+    turn_steps: Annotated[int, Field(ge=0)]
     """Timed steps in a turn."""
-    lead_steps: int = 1
+    lead_steps: Annotated[int, Field(ge=0)] = 1
     """Steps at the start of a turn that are not timed: the caches held another arm's data."""
     budget_s: float
     seed: int
     self_check: bool = False
     """An A/A arm rides along: the first arm's code a second time, as the last of ``arms``."""
 
+    @model_validator(mode="after")
+    def _looks_rise(self) -> Design:
+        if any(later <= earlier for earlier, later in itertools.pairwise((0, *self.looks))):
+            found = ", ".join(map(str, self.looks))
+            raise ValueError(f"looks: found {found}, expected numbers of launches, each above the one before")
+        return self
+
 
 class Turn(_Frozen):
-    """One arm's turn with the baton. Times are the maximum over the ranks of the arm's world, step by step."""
+    """One arm's turn with the baton. Its steps are those of the rank for which they took longest together."""
 
     arm: int
     round: int
@@ -99,6 +110,14 @@ class WarmUp(_Frozen):
     """Of ``build_s`` and the warm-up, what went into compiling; None: nothing was compiled."""
 
 
+def _known(peak: object) -> object:
+    """Return None for a peak below 0: of two counters of the kernel, which lag behind, it tells nothing."""
+    return None if isinstance(peak, int) and peak < 0 else peak
+
+
+Peak = Annotated[Annotated[int, Field(lt=2**63)] | None, BeforeValidator(_known)]
+
+
 class Launch(_Frozen):
     """One set of worlds, one for each arm, resident together; its turns can be compared with each other only."""
 
@@ -109,7 +128,7 @@ class Launch(_Frozen):
     warm_ups: tuple[WarmUp, ...]
     """By arm."""
     turns: tuple[Turn, ...]
-    peak_memory_bytes: tuple[int | None, ...]
+    peak_memory_bytes: tuple[Peak, ...]
     """By arm: resident memory above the import baseline, or the allocator's peak on an accelerator; all ranks."""
     losses: tuple[tuple[float, ...], ...] = ()
     """By arm: of the first steps, mean over ranks."""
@@ -135,6 +154,35 @@ class Comparison(_Frozen):
     reason: str | None = None
     started_unix_s: float
     spent_s: float
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Comparison:
+        for misfit in _misfits(self):
+            raise ValueError(misfit)
+        return self
+
+
+def _misfits(comparison: Comparison) -> Iterator[str]:
+    """Yield what does not go together, with its place: pydantic looks at each value alone."""
+    arms = len(comparison.arms)
+    if arms < 2:
+        yield f"arms: found {arms}, expected two or more"
+    if comparison.launches and not comparison.design.looks:
+        yield f"design.looks: found none, expected some for {len(comparison.launches)} launches"
+    if len(comparison.facts) not in {0, arms}:
+        yield f"facts: found {len(comparison.facts)}, expected one for each of {arms} arms"
+    for index, launch in enumerate(comparison.launches):
+        lengths = {
+            "warm_ups": len(launch.warm_ups),
+            "peak_memory_bytes": len(launch.peak_memory_bytes),
+            "losses": len(launch.losses) or arms,  # none where nobody has asked for them
+        }
+        for name, found in lengths.items():
+            if found != arms:
+                yield f"launches.{index}.{name}: found {found}, expected one for each of {arms} arms"
+        for number, turn in enumerate(launch.turns):
+            if not 0 <= turn.arm < arms:
+                yield f"launches.{index}.turns.{number}.arm: found {turn.arm}, expected 0 to {arms - 1}"
 
 
 class Estimate(_Frozen):

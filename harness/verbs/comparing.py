@@ -1,155 +1,25 @@
-"""Arms from words or a TOML file, and what a live comparison leaves in the store."""
+"""What a live comparison needs before it starts, and what it leaves in the store."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from harness.comparison.model import COMPARISON_VERSION, Arm, Comparison
 from harness.errors import CorruptFileError, InvalidInputError, OptbenchError, Problem
-from harness.gating.file import duration, fraction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from harness.machine import Machine
-    from harness.plan import Plan
-    from harness.spec import RunSpec
+    from harness.plan import Cell, Plan
     from harness.store import Store
 
 KIND = "comparison"
-
-PLACE = ("name", "env", "python", "path")
-"""Keys of an ``[[arm]]`` beside RunSpec's fields."""
-
-
-def seconds(text: object) -> float:
-    """Return a budget: ``120``, ``120s``, ``2m``.
-
-    Raises:
-        InvalidInputError: it is none.
-    """
-    try:
-        return duration(text)
-    except ValueError as error:
-        raise InvalidInputError([Problem("budget", str(error))]) from None
-
-
-def margin(text: object) -> float:
-    """Return a margin: ``2.5%`` or ``0.025``.
-
-    Raises:
-        InvalidInputError: it is none.
-    """
-    try:
-        return fraction(text)
-    except ValueError as error:
-        raise InvalidInputError([Problem("margin", str(error))]) from None
-
-
-def from_words(words: Sequence[str], given: Mapping[str, Any], settings: Sequence[str]) -> list[Arm]:
-    """Return arms that differ in the optimizer: ``adamw/fused``, or ``NAME=adamw/fused``.
-
-    Raises:
-        InvalidInputError: with every problem.
-    """
-    from harness.verbs import specs as options
-
-    tables = []
-    for word in words:
-        name, equals, optimizer = word.rpartition("=")
-        tables.append({"optimizer": optimizer, **({"name": name} if equals else {})})
-    _enough(len(tables), "--arm")
-    problems: list[Problem] = []
-    arms: list[Arm] = []
-    for number, table in enumerate(tables, 1):
-        try:
-            runs = options.read([], {**given, "optimizer": table["optimizer"]}, settings).runs
-        except InvalidInputError as error:
-            problems += error.problems
-            continue
-        if len(runs) > 1:
-            problems.append(Problem(f"--arm {words[number - 1]}", "is several runs", "give each option once"))
-            continue
-        arms.append(_arm(runs[0], table))
-    if problems:
-        raise InvalidInputError(list(dict.fromkeys(problems)))
-    return _named(arms)
-
-
-def from_file(path: Path) -> tuple[list[Arm], dict[str, Any]]:
-    """Read ``[defaults]`` and ``[[arm]]`` tables of RunSpec's fields, and what else stands in the file.
-
-    Returns:
-        The arms, and ``margin``, ``budget``, ``self_check`` where the file has them.
-
-    Raises:
-        InvalidInputError: with every problem of the file and its place.
-    """
-    import tomllib
-
-    from harness.plan import name_checks
-    from harness.spec import expand, suggest
-
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidInputError([Problem(str(path), f"cannot be read: {error}")]) from None
-    known = ["defaults", "arm", "margin", "budget", "self_check"]
-    problems = [
-        Problem(f"{path}: {key}", "unknown key", suggest(key, known)) for key in document if key not in known
-    ]
-    tables = document.get("arm", [])
-    if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):
-        problems.append(Problem(f"{path}: arm", "expected tables", "write [[arm]] for each"))
-        tables = []
-    defaults = document.get("defaults", {})
-    arms = []
-    for index, table in enumerate(tables):
-        where = f"{path}: arm[{index}]"
-        fields = {**(defaults if isinstance(defaults, dict) else {}), **table}
-        try:
-            (spec,) = expand([(where, {k: v for k, v in fields.items() if k not in PLACE})], name_checks())
-            arms.append(_arm(spec, table, path.parent))
-        except InvalidInputError as error:
-            problems += error.problems
-        except ValueError:
-            problems.append(Problem(where, "is several runs or has a wrong name, env, python or path"))
-    if not problems:
-        _enough(len(tables), str(path))
-    if problems:
-        raise InvalidInputError(problems)
-    return _named(arms), {key: document[key] for key in ("margin", "budget", "self_check") if key in document}
-
-
-def _arm(spec: RunSpec, table: Mapping[str, Any], folder: Path | None = None) -> Arm:
-    """Return an arm; its interpreter and checkout are looked for beside the file that names them."""
-    place = {key: table[key] for key in PLACE if key in table}
-    for key in ("python", "path"):
-        if key in place and folder is not None and ("/" in place[key] or key == "path"):
-            place[key] = str((folder / Path(place[key]).expanduser()).absolute())
-    return Arm.model_validate({"name": spec.optimizer, "spec": spec, **place})
-
-
-def _enough(count: int, where: str) -> None:
-    if count < 2:
-        remedy = "name two or more: --arm adamw/foreach --arm adamw/fused"
-        raise InvalidInputError([Problem(where, f"{count} arm{'' if count == 1 else 's'}", remedy)])
-
-
-def _named(arms: Sequence[Arm]) -> list[Arm]:
-    """Return the arms with unique names: a second one of a name gets a number."""
-    seen: dict[str, int] = {}
-    named = []
-    for arm in arms:
-        seen[arm.name] = seen.get(arm.name, 0) + 1
-        name = arm.name if seen[arm.name] == 1 else f"{arm.name} ({seen[arm.name]})"
-        named.append(arm.model_copy(update={"name": name}))
-    return named
 
 
 def planned(arms: Sequence[Arm], found: Plan) -> list[Arm]:
@@ -201,16 +71,49 @@ def _missing_packages(arm: Arm) -> list[str]:
     return done.stdout.split()
 
 
+def build_kernels(cells: Sequence[Cell], told: Callable[[str], None]) -> None:
+    """Compile what the cells need before their ranks start.
+
+    Raises:
+        OptbenchError: a build failed.
+    """
+    names = list(dict.fromkeys(name for cell in cells for name in cell.kernels))
+    if not names:
+        return
+    from harness import kernels
+
+    device = "cpu" if cells[0].spec.device == "cpu" else None
+    failed = [text for text in kernels.ensure(names, told, device).values() if text is not None]
+    if failed:
+        raise OptbenchError("; ".join(failed))
+
+
 class Kept:
     """A comparison in the store, written anew after every launch: a driver that is killed loses only the last one.
 
+    Args:
+        store: where.
+        told: hears, once a reason, that it cannot be written.
+
     Attributes:
         name: of its folder; None until there is something.
+        unwritten: why what was kept last is not in the store; None: it is.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, told: Callable[[str], None] = lambda _: None) -> None:
+        self._store, self._told = store, told
         self.name: str | None = None
+        self.unwritten: str | None = None
+
+    def keep(self, comparison: Comparison) -> None:
+        """Write what there is, or tell why not and go on: what was measured is worth more than its copy."""
+        before, self.unwritten = self.unwritten, None
+        try:
+            self.write(comparison)
+        except OSError as error:
+            self.unwritten = f"{error.filename or self._store.root}: {error.strerror or error}"
+            if before is None:
+                self._told(f"cannot be stored, goes on without: {self.unwritten}")
 
     def write(self, comparison: Comparison) -> str:
         """Write what there is, raw turns included; return the name of its folder.
@@ -253,14 +156,20 @@ def load(store: Store, word: str) -> tuple[str, Comparison]:
             f"--from {word}: {len(matching)} comparisons are called so in {store.root}; there is {told}"
         )
     file = store.root / matching[0] / "manifest.json"
-    document = read_sealed(file)
+    try:
+        document = read_sealed(file)
+    except FileNotFoundError:
+        raise CorruptFileError(f"{file}: is missing, so that there is nothing to show; name another") from None
     document.pop("schema_version", None)
     if isinstance(version := document.get("version"), int) and version > COMPARISON_VERSION:
         raise OptbenchError(f"{file}: written by a newer optbench (comparison version {version}); update optbench")
     try:
         return matching[0], Comparison.model_validate(document)
     except ValidationError as error:
-        raise CorruptFileError(f"{file}: no comparison: {error.errors()[0]['msg']}") from None
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        told = ": ".join(filter(None, (place, first["msg"].removeprefix("Value error, "))))
+        raise CorruptFileError(f"{file}: no comparison: {told}") from None
 
 
 def refuse_wrong(

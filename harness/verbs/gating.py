@@ -12,7 +12,7 @@ from harness.counts import baseline
 from harness.errors import CorruptFileError, InvalidInputError, OptbenchError, Problem
 from harness.gating import counted
 from harness.gating.model import Gate, Row
-from harness.verbs.comparing import Kept
+from harness.verbs.comparing import Kept, build_kernels
 from launch import counting
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def _compared(session: Session, cell: Cell, margins: dict[str, float], kept: Kep
         return all(row.verdict != "inconclusive" for row in timed.judged([looked], family))
 
     _refuse_missing_code(session)
-    _kernels(session, [cell])
+    build_kernels([cell], session.told)
     spec = cell.spec
     settings, base = session.file.settings, session.file.baseline
     python, path = (None if each is None else str(each) for each in (base.python, base.path))
@@ -395,25 +395,8 @@ def _told(old: dict[str, Entry], new: dict[str, Entry]) -> list[str]:
 
 def _measured(session: Session, name: str, cell: Cell, drift_steps: int) -> Measured:
     session.told(f"counting {name}" + (f", {drift_steps} steps more for drift" if drift_steps else ""))
-    _kernels(session, [cell])
+    build_kernels([cell], session.told)
     return counting.measure(cell.spec, drift_steps)
-
-
-def _kernels(session: Session, cells: Sequence[Cell]) -> None:
-    """Compile what the cells need before their ranks start.
-
-    Raises:
-        OptbenchError: a build failed.
-    """
-    names = list(dict.fromkeys(name for cell in cells for name in cell.kernels))
-    if not names:
-        return
-    from harness import kernels
-
-    device = "cpu" if cells[0].spec.device == "cpu" else None
-    failed = [text for text in kernels.ensure(names, session.told, device).values() if text is not None]
-    if failed:
-        raise OptbenchError("; ".join(failed))
 
 
 def _invalid(axis: Axis, cell: str, what: str, detail: str) -> Row:

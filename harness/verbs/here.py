@@ -60,8 +60,8 @@ def refuse_unwritable(option: str, file: Path | None) -> None:
     """
     if file is None:
         return
-    new = not file.exists()
     try:
+        new = not file.exists()
         with file.open("a", encoding="utf-8"):
             pass
         if new:

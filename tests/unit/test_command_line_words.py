@@ -105,3 +105,23 @@ def test_workloads_and_optimizers_fit_80_columns_and_say_each_thing_once():
     assert names[start : start + len(adamw)] == adamw  # side by side
     text = text_of(listing.table("optimizers", rows))
     assert text.count("amsgrad=False") == 2  # adam and adamw, once each
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "0", "-3", "1e12"])
+def test_a_time_that_nobody_can_wait_for_is_refused(optbench, seconds):
+    done = optbench("compare", "--arm", "a/b", "--arm", "a/c", f"--timeout={seconds}")
+    assert done.code == 2
+    assert "--timeout: expected seconds above 0, at most 604800" in done.err
+
+
+def test_ci_may_be_any_word(optbench):
+    done = optbench("compare", "--from", "latest", "--results", str(optbench.results), env={"CI": "woodpecker"})
+    assert done.code == 1
+    assert "0 comparisons are called so" in done.err
+
+
+def test_an_empty_margin_or_budget_is_not_the_default(optbench):
+    for option in ("--margin", "--budget"):
+        arms = ("--workload", "linear_regression", "--arm", "sgd/foreach", "--arm", "sgd/fused")
+        done = optbench("compare", *arms, option, "")
+        assert (done.code, f"{option}: expected" in done.err) == (2, True)

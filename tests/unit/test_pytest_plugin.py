@@ -1,13 +1,17 @@
 """The plug-in as another project's test suite uses it: a pytest of its own over files of its own."""
 
 import os
+import re
 import subprocess
 import sys
 import warnings
 
 import pytest
 
-from optbench import InconclusiveWarning, assert_not_slower
+from harness import kernels
+from harness.errors import UnsupportedError
+from harness.machine import Accelerator
+from optbench import InconclusiveWarning, assert_not_slower, stepping
 from optbench.paired import can_fork
 
 WORK = "def work(n):\n    return lambda: sum(range(n))\n"
@@ -58,6 +62,7 @@ def test_an_exception_in_a_callable_comes_out_with_its_text(tmp_path):
 def test_a_callable_that_hangs_is_ended(tmp_path):
     done = asserted(tmp_path, "lambda: __import__('time').sleep(60)", "work(10)", ", timeout_s=1")
     assert "TimeoutError: a launch of both callables did not end within 1 s" in done.stderr
+    assert "pass a larger timeout_s, else one hangs" in done.stderr
 
 
 def test_a_process_that_dies_is_told(tmp_path):
@@ -66,10 +71,10 @@ def test_a_process_that_dies_is_told(tmp_path):
 
 
 def test_too_small_a_budget_warns_or_fails_as_asked():
-    with pytest.warns(InconclusiveWarning, match="a larger budget_s or margin decides"):
+    with pytest.warns(InconclusiveWarning, match=r"budget_s=\d+ is enough for the look after 4 launches"):
         found = assert_not_slower(int, int, budget_s=1e-6)
     assert found.verdict == "inconclusive"
-    with pytest.raises(AssertionError, match="inconclusive"):
+    with pytest.raises(AssertionError, match=r"inconclusive.*budget_s=\d+ is enough"):
         assert_not_slower(int, int, budget_s=1e-6, strict=True)
 
 
@@ -130,6 +135,89 @@ def test_paired(optbench):
     done = suite(tmp_path, text, "-p", "no:benchmark")
     assert "pip install 'optbench[pytest]'" in done.stdout
     assert "1 failed, 1 passed" in done.stdout
+
+
+STEPS = """
+import pytest, torch
+OPTIMIZER = dict(optimizer="sgd/foreach", workload="linear_regression")
+def settings():
+    b = torch.backends
+    places = (b.cuda.matmul, b.mkldnn.matmul, b.cudnn.conv, b.cudnn.rnn)
+    found = [each.fp32_precision for each in places]
+    return [torch.get_num_threads(), torch.get_float32_matmul_precision(), *found]
+"""
+
+
+def test_a_step_runs_with_its_threads_and_in_fp32_and_leaves_the_suite_its_own(tmp_path):
+    text = f"""{STEPS}
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_step(optbench, benchmark, monkeypatch, precision):
+    seen = []
+    def watched(step):
+        seen.append(settings())
+        return step()
+    watched.extra_info = benchmark.extra_info
+    torch.set_float32_matmul_precision(precision)
+    before = settings()
+    monkeypatch.setattr(optbench, "_request", type("R", (), dict(
+        config=optbench._request.config, getfixturevalue=lambda self, name: watched))())
+    benchmark(int)
+    optbench.step(**OPTIMIZER, threads=before[0] + 2)
+    optbench.step(**OPTIMIZER)
+    assert [each[0] for each in seen] == [before[0] + 2, before[0]]
+    assert all(each[1] == "highest" and "tf32" not in each for each in seen)
+    assert watched.extra_info["threads"] == before[0]
+    assert settings() == before
+    watched.extra_info = None
+    with pytest.raises(AttributeError):
+        optbench.step(**OPTIMIZER, threads=before[0] + 2)
+    assert settings() == before
+"""
+    done = suite(tmp_path, text, "--benchmark-disable")
+    assert "2 passed" in done.stdout, done.stdout
+
+
+def test_a_field_that_would_change_nothing_fails_with_its_name_and_a_remedy(tmp_path):
+    text = f"""{STEPS}
+FIELDS = dict(strategy="ddp", world_size=2, schedule="warmup-cosine", steps=5, warmup_steps=1, timeout_s=3.0)
+@pytest.mark.parametrize("field", FIELDS)
+def test_step(optbench, field):
+    optbench.step(**OPTIMIZER, **{{field: FIELDS[field]}})
+def test_the_same_as_fixed(optbench):
+    optbench.step(**OPTIMIZER, strategy="single", world_size=1, schedule="constant")
+def test_unknown(optbench):
+    optbench.step(**OPTIMIZER, batch_size=4)
+def test_several(optbench):
+    optbench.step(**OPTIMIZER, seed=[1, 2])
+"""
+    unused = "ignore::pytest_benchmark.logger.PytestBenchmarkWarning"  # theirs, wherever a test fails before
+    done = suite(tmp_path, text, "--benchmark-disable", "-W", unused)
+    assert "8 failed, 1 passed" in done.stdout, done.stdout
+    for field in ("strategy", "world_size", "schedule", "steps", "warmup_steps", "timeout_s"):
+        place = rf"optbench\.step\.{field}: .* would change nothing in a step of a test's own\n    leave it out: "
+        assert re.search(place, done.stdout), done.stdout
+    assert "did you mean global_batch?" in done.stdout
+    assert "lists of values name 2 steps" in done.stdout
+
+
+@pytest.mark.parametrize(("device", "kernels_for"), [("cpu", "cpu"), ("accelerator", None)])
+def test_kernels_are_built_for_the_device_that_is_asked_for(monkeypatch, device, kernels_for):
+    asked = []
+
+    def ensure(names, announce, device=None):
+        asked.append(device)
+        return {"cpu_adam": "no compiler"}
+
+    here = stepping._machine((), ())
+    with_one = here.model_copy(update={"accelerators": (Accelerator(index=0, type="cuda", name="some"),)})
+    monkeypatch.setattr(stepping, "_machine", lambda *_: with_one)
+    monkeypatch.setattr(kernels, "ensure", ensure)
+    with (
+        pytest.raises(UnsupportedError, match="no compiler"),
+        stepping.stepped({"workload": "linear_regression", "optimizer": "sgd/foreach", "device": device}),
+    ):
+        pass
+    assert asked == [kernels_for]
 
 
 def test_the_plugin_imports_no_torch(tmp_path):

@@ -1,0 +1,305 @@
+"""Arms of a live comparison, and how it is made, from words or a TOML file."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.comparison.model import Arm
+from harness.errors import InvalidInputError, Problem
+from harness.gating.file import duration, fraction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pydantic import JsonValue
+
+    from harness.spec import RunSpec
+
+PLACE = ("name", "env", "python", "path")
+"""Keys of an ``[[arm]]`` beside RunSpec's fields."""
+
+KEYS = ("defaults", "arm", "margin", "budget", "self_check")
+"""Of a file of arms."""
+
+
+OFF = ("", "0", "f", "false", "n", "no", "off")
+"""Values of the variable CI that say it is not set; services put other words than ``true`` there, too."""
+
+LONGEST_TIMEOUT_S = 7 * 24 * 3600.0
+"""More is a slip, and past 292 years a socket raises."""
+
+
+def seconds(value: object, where: str = "--budget") -> float:
+    """Return a budget: ``120``, ``120s``, ``2m``.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    return _read(duration, value, where)
+
+
+def margin(value: object, where: str = "--margin") -> float:
+    """Return a margin: ``2.5%`` or ``0.025``.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    return _read(fraction, value, where)
+
+
+def _read(read: Callable[[Any], float], value: object, where: str) -> float:
+    try:
+        return read(value)
+    except OverflowError:  # TOML's integers have no limit, floats have one
+        raise InvalidInputError([Problem(where, "expected a number that a float can hold")]) from None
+    except ValueError as error:
+        raise InvalidInputError([Problem(where, f"{error}, found {value!r}")]) from None
+
+
+def timeout(value: float) -> float:
+    """Return the seconds that any one answer of an arm may take.
+
+    Raises:
+        InvalidInputError: they are none that can be waited for.
+    """
+    if math.isfinite(value) and 0 < value <= LONGEST_TIMEOUT_S:
+        return value
+    what = f"expected seconds above 0, at most {LONGEST_TIMEOUT_S:g}, found {value:g}"
+    raise InvalidInputError([Problem("--timeout", what, "write --timeout 300")])
+
+
+def rides_along(asked: Mapping[str, Any], ci: str | None, *, option: bool | None) -> bool:
+    """Say whether the first arm's code rides along twice.
+
+    Args:
+        asked: of the file of arms.
+        ci: the environment's CI, which decides where neither the option nor the file does.
+        option: of the command line; None: not given.
+    """
+    if option is not None:
+        return option
+    return bool(asked.get("self_check", (ci or "").strip().lower() not in OFF))
+
+
+def from_words(words: Sequence[str], given: Mapping[str, Any], settings: Sequence[str]) -> list[Arm]:
+    """Return arms that differ in the optimizer: ``adamw/fused``, or ``NAME=adamw/fused``.
+
+    Raises:
+        InvalidInputError: with every problem.
+    """
+    from harness.verbs import specs as options
+
+    tables = []
+    for word in words:
+        name, equals, optimizer = word.rpartition("=")
+        tables.append({"optimizer": optimizer, **({"name": name} if equals else {})})
+    _enough(len(tables), "--arm", "name two or more: --arm adamw/foreach --arm adamw/fused")
+    problems: list[Problem] = []
+    arms: list[Arm] = []
+    for number, table in enumerate(tables, 1):
+        try:
+            runs = options.read([], {**given, "optimizer": table["optimizer"]}, settings).runs
+        except InvalidInputError as error:
+            problems += error.problems
+            continue
+        if len(runs) > 1:
+            problems.append(Problem(f"--arm {words[number - 1]}", "is several runs", "give each option once"))
+            continue
+        arms.append(_arm(runs[0], table))
+    if problems:
+        raise InvalidInputError(list(dict.fromkeys(problems)))
+    return _named(arms)
+
+
+def from_file(path: Path, given: Mapping[str, Any], settings: Sequence[str]) -> tuple[list[Arm], dict[str, Any]]:
+    """Read ``[defaults]`` and ``[[arm]]`` tables of RunSpec's fields, and what else stands in the file.
+
+    Args:
+        path: the TOML file.
+        given: fields that the command line gives every arm; they win over the file.
+        settings: likewise, as ``key=value``.
+
+    Returns:
+        The arms, and ``margin``, ``budget`` in seconds and ``self_check`` where the file has them.
+
+    Raises:
+        InvalidInputError: with every problem of the file and of the options, and its place.
+    """
+    from harness.spec import merge, suggest
+
+    document = _document(path)
+    problems = [
+        Problem(f"{path}: {key}", "unknown key", suggest(key, KEYS)) for key in document if key not in KEYS
+    ]
+    asked = _asked(path, document, problems)
+    overrides, typed = _overrides(given, settings, problems)
+    defaults, tables = _tables(path, document, problems)
+    arms = []
+    for index, table in enumerate(tables):
+        where = f"{path}: arm[{index}]"
+        try:
+            arms.append(_arm_of(where, merge(defaults, table), overrides, path.parent))
+        except InvalidInputError as error:
+            problems += (_as_typed(problem, where, typed) for problem in error.problems)
+    if problems:
+        raise InvalidInputError(list(dict.fromkeys(problems)))
+    _enough(len(tables), str(path), "add an [[arm]] table for each: two or more")
+    return _named(arms), asked
+
+
+def _document(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError([Problem(str(path), f"cannot be read: {error.strerror}")]) from None
+    except ValueError as error:  # of TOML, of UTF-8, or an integer of more digits than Python reads
+        raise InvalidInputError([Problem(str(path), f"is not valid TOML: {error}")]) from None
+
+
+def _asked(path: Path, document: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
+    """Return margin, budget and self_check where the file has them."""
+    asked = {}
+    for key, read in (("margin", margin), ("budget", seconds), ("self_check", _switch)):
+        if key in document:
+            try:
+                asked[key] = read(document[key], f"{path}: {key}")
+            except InvalidInputError as error:
+                problems += error.problems
+    return asked
+
+
+def _switch(value: object, where: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    what = f"expected true or false, found {value!r}"
+    raise InvalidInputError([Problem(where, what, "write it without quotes")])
+
+
+def _tables(
+    path: Path, document: Mapping[str, Any], problems: list[Problem]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the defaults and the arms' tables."""
+    defaults, tables = document.get("defaults", {}), document.get("arm", [])
+    if not isinstance(defaults, dict):
+        problems.append(Problem(f"{path}: defaults", f"expected a table, found {defaults!r}", "write [defaults]"))
+        defaults = {}
+    if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):
+        problems.append(Problem(f"{path}: arm", f"expected tables, found {tables!r}", "write [[arm]] for each"))
+        tables = []
+    return defaults, tables
+
+
+def _overrides(
+    given: Mapping[str, Any], settings: Sequence[str], problems: list[Problem]
+) -> tuple[list[tuple[tuple[str, ...], JsonValue]], dict[str, str]]:
+    """Return what the command line gives every arm, and by field the words in which it was typed."""
+    from harness.spec import parse_assignment
+    from harness.verbs.specs import OPTION_WORDS
+
+    overrides: list[tuple[tuple[str, ...], JsonValue]] = [((field,), value) for field, value in given.items()]
+    typed = {field: OPTION_WORDS.get(field, f"--{field}") for field in given}
+    for text in settings:
+        try:
+            path, value = parse_assignment(text)
+        except InvalidInputError as error:
+            problems += error.problems
+        else:
+            overrides.append((path, value))
+            typed[".".join(path)] = f"--set {text.partition('=')[0].strip()}"
+    return overrides, typed
+
+
+def _as_typed(problem: Problem, where: str, typed: Mapping[str, str]) -> Problem:
+    """Let a problem of a field that the command line gave say so, instead of blaming each arm for it."""
+    path = problem.where.removeprefix(f"{where}.")
+    for field, words in typed.items():
+        if path == field or path.startswith(f"{field}.") or field.startswith(f"{path}."):
+            return replace(problem, where=words + path[len(field) :])
+    return problem
+
+
+def _arm_of(
+    where: str,
+    fields: Mapping[str, Any],
+    overrides: Sequence[tuple[tuple[str, ...], JsonValue]],
+    folder: Path,
+) -> Arm:
+    """Return the arm of a table, defaults laid under it.
+
+    Raises:
+        InvalidInputError: with every problem of it.
+    """
+    from harness.plan import name_checks
+    from harness.spec import expand, override
+
+    problems = list(_wrong_places(where, fields))
+    cell = {key: value for key, value in fields.items() if key not in PLACE}
+    for path, value in overrides:
+        cell = override(cell, path, value)
+    specs: tuple[RunSpec, ...] = ()
+    try:
+        specs = expand([(where, cell)], name_checks())
+    except InvalidInputError as error:
+        problems += error.problems
+    if len(specs) > 1:
+        problems.append(Problem(where, f"is {len(specs)} runs", "give each field one value, each option once"))
+    if problems:
+        raise InvalidInputError(problems)
+    return _arm(specs[0], fields, folder)
+
+
+def _wrong_places(where: str, fields: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong with the fields of an arm that say how it is called and where it runs."""
+    for key in ("name", "python", "path"):
+        if key in fields and not (isinstance(fields[key], str) and fields[key]):
+            yield Problem(f"{where}.{key}", f"expected a string, found {fields[key]!r}", f'write {key} = "…"')
+    env = fields.get("env", {})
+    if not isinstance(env, dict):
+        remedy = 'write env = { OMP_NUM_THREADS = "2" }'
+        yield Problem(f"{where}.env", f"expected a table of strings, found {env!r}", remedy)
+        return
+    for name, value in env.items():
+        if not name or not {"=", "\0"}.isdisjoint(name):
+            yield Problem(f"{where}.env", f"{name!r} is no name of a variable", "use letters, digits and _")
+        elif not isinstance(value, str) or "\0" in value:
+            yield Problem(f"{where}.env.{name}", f"expected a string, found {value!r}", f'write {name} = "…"')
+
+
+def _arm(spec: RunSpec, table: Mapping[str, Any], folder: Path | None = None) -> Arm:
+    """Return an arm; its interpreter and checkout are looked for beside the file that names them."""
+    place = {key: table[key] for key in PLACE if key in table}
+    for key in ("python", "path"):
+        if key in place and folder is not None and ("/" in place[key] or key == "path"):
+            place[key] = _from_folder(place[key], folder)
+    return Arm.model_validate({"name": spec.optimizer, "spec": spec, **place})
+
+
+def _from_folder(path: str, folder: Path) -> str:
+    """Return a path as a file in the folder means it."""
+    try:
+        return str((folder / Path(path).expanduser()).absolute())
+    except RuntimeError:  # the home of a user who is none here: not found later, with its arm's name
+        return path
+
+
+def _enough(count: int, where: str, remedy: str) -> None:
+    if count < 2:
+        raise InvalidInputError([Problem(where, f"{count} arm{'' if count == 1 else 's'}", remedy)])
+
+
+def _named(arms: Sequence[Arm]) -> list[Arm]:
+    """Return the arms with unique names: a second one of a name gets a number."""
+    taken: set[str] = set()
+    named = []
+    for arm in arms:
+        names = itertools.chain([arm.name], (f"{arm.name} ({number})" for number in itertools.count(2)))
+        name = next(each for each in names if each not in taken)
+        taken.add(name)
+        named.append(arm.model_copy(update={"name": name}))
+    return named
