@@ -12,7 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from harness.comparison.analysis import analyse
-from harness.comparison.designing import LOOKS
+from harness.comparison.designing import LOOKS, RESERVE
 from harness.comparison.estimate import hodges_lehmann, interval, log_ratios, mean_step
 from harness.comparison.model import STEP_TIME, Arm
 from harness.comparison.replay import ERROR, peers, replays, upper_bound
@@ -42,7 +42,7 @@ GATES: tuple[tuple[float, float, float | None, str], ...] = (
 """Of live gates: planted share, margin, seconds at most (None: `PATIENCE_S`), and the right verdict."""
 
 MOST_FALSE, LEAST_FOUND, LEAST_COVERED = 0.015, 0.95, 0.98
-LAUNCH_S = {1: 11.0, 2: 70.0}
+LAUNCH_S = {1: 20.0, 2: 23.0}
 """Of a launch of all five arms, by ranks: a pair of them has about the turns of a gate of two arms."""
 
 SITTING = 6
@@ -144,7 +144,7 @@ def pool(
                 # Whichever arm comes first must not matter: every other sitting has them the other way round.
                 arms if len(found) % 2 == 0 else arms[::-1],
                 margin=MARGIN,
-                budget_s=LOOKS[0][-1] * LAUNCH_S[ranks],
+                budget_s=LOOKS[0][-1] * LAUNCH_S[ranks] / (1 - RESERVE),
                 seed=len(found),
                 ready=lambda so_far: len(valid_launches([so_far])) >= SITTING,
                 told=told,

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.comparison import designing
 from harness.comparison.analysis import analyse, next_step
 from harness.comparison.designing import SPREAD, design, out_of_reach, spread
 from harness.comparison.estimate import hodges_lehmann, holm, interval, p_above, p_below
@@ -126,16 +127,16 @@ def test_launches_after_the_decisive_look_change_nothing():
     assert few.pairs == many.pairs
 
 
-def test_intervals_cover_and_false_alarms_are_rare_over_all_looks_together():
-    """At 99 % over four looks; ratios of launches drawn directly, as the estimate within each would give them."""
+@pytest.mark.parametrize("looks", designing.LOOKS)
+def test_intervals_cover_and_false_alarms_are_rare_over_all_looks_together(looks):
+    """At 99 % over all looks; ratios of launches drawn directly, as the estimate within each would give them."""
     random = np.random.default_rng(1)
     missed = 0
     for _ in range(4000):
-        ratios = random.normal(0, 0.005, 12)
-        missed += any(
-            abs(interval(ratios[:k], 0.01 / 4).centre) > interval(ratios[:k], 0.01 / 4).half for k in LOOKS
-        )
-    assert missed / 4000 < 0.012
+        ratios = random.normal(0, 0.005, looks[-1])
+        found = (interval(ratios[:k], 0.01 / len(looks)) for k in looks)
+        missed += any(abs(each.centre) > each.half for each in found)
+    assert missed / 4000 < 0.013
 
 
 def test_an_alarm_of_the_same_code_twice_spoils_the_evidence():
@@ -178,12 +179,13 @@ def test_a_warm_up_ends_where_the_level_stops_changing():
 
 
 def test_a_budget_is_spread_over_launches_or_refused_with_the_one_that_would_do():
-    def planned(budget_s, ranks=1):
+    def planned(budget_s, ranks=1, launch_start_s=3.0):
         asked = Design(looks=(), margin=0.025, rounds=0, turn_steps=0, budget_s=budget_s, seed=7)
-        return design(asked, arms=2, ranks=ranks, start_s=12, launch_start_s=3, step_time_s=0.01)
+        return design(asked, arms=2, ranks=ranks, start_s=12, launch_start_s=launch_start_s, step_time_s=0.01)
 
     long = planned(240)
     assert (long.looks, long.turn_steps, long.seed) == (LOOKS, 4, 7)
+    assert planned(240, launch_start_s=1.0).looks == (4, 8, 14, 24)  # little of each launch is its start
     assert planned(240, ranks=2).turn_steps == 12
     assert long.rounds >= 20
     short = planned(45)
