@@ -11,7 +11,6 @@ import select
 import signal
 import time
 import traceback
-import warnings
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -67,9 +66,7 @@ def forked(
         RuntimeError: a callable raised, or the process died.
     """
     reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads: scipy's own, by now, which bear a fork
-        child = os.fork()
+    child = os.fork()
     if child == 0:
         _child(reading, writing, baseline, candidate, length_s)
     try:

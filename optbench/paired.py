@@ -119,7 +119,8 @@ def _measured(
 ) -> NotSlower:
     """Launch both until a look decides, or no further look can be reached within the budget."""
     forks = can_fork()
-    importlib.import_module("scipy.stats")  # now, after that question (it may start threads): no launch's time
+    # Now, so that it takes no launch's time; not before: it starts threads, of OpenBLAS, which end at a fork.
+    importlib.import_module("scipy.stats")
     launch = launches.forked if forks else launches.in_process
     ratios: list[float] = []
     began = time.monotonic()

@@ -43,7 +43,7 @@ def _machine(optimizers: tuple[str, ...], workloads: tuple[str, ...]) -> Machine
 
 @contextlib.contextmanager
 def stepped(fields: Mapping[str, Any]) -> Iterator[tuple[Callable[[], float | None], dict[str, Any]]]:
-    """Give a step of a new engine, which returns its loss, and what to note of it.
+    """Give a step of a new engine, which returns its loss, and what to note of it; one step has been done.
 
     Meanwhile torch's threads and TF32 are the spec's, afterwards what they were.
 
@@ -52,7 +52,7 @@ def stepped(fields: Mapping[str, Any]) -> Iterator[tuple[Callable[[], float | No
 
     Raises:
         InvalidInputError: a field, name, size or option is unknown, or a field would change nothing.
-        UnsupportedError: it cannot run here.
+        UnsupportedError: it cannot run here, or what ran is not what its name says.
     """
     from harness import kernels
     from harness.errors import UnsupportedError
@@ -130,6 +130,7 @@ def _told(ask: Callable[[], Any]) -> Any:
 @contextlib.contextmanager
 def _engine(spec: RunSpec) -> Iterator[tuple[Callable[[], float | None], dict[str, Any]]]:
     import torch
+    import torch._dynamo as dynamo
 
     from harness import contract
     from harness.interfaces import DataShard, World
@@ -137,6 +138,7 @@ def _engine(spec: RunSpec) -> Iterator[tuple[Callable[[], float | None], dict[st
     from harness.registry import OPTIMIZERS, WORKLOADS, strategy
     from harness.seeding import seed_generators
 
+    dynamo.reset()  # a run has a process of its own; here torch.compile would give up, unasked, after some engines
     seed_generators(spec.seed)
     device = torch.device("cpu") if spec.device == "cpu" else torch.accelerator.current_accelerator()
     assert device is not None, "the plan has found it"
@@ -163,6 +165,8 @@ def _engine(spec: RunSpec) -> Iterator[tuple[Callable[[], float | None], dict[st
         "torch": torch.__version__,
     }
     try:
+        step()
+        engine.verify_claims()
         yield step, about
     finally:
         engine.close()

@@ -8,6 +8,7 @@ from optbench.plugin import Bench
 NAMES = [name for name in OPTIMIZERS.names() if ":" not in name]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, where its compiler is imported
 @pytest.mark.benchmark(group="step")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step(request, benchmark, name):

@@ -1,5 +1,6 @@
 """The plug-in as another project's test suite uses it: a pytest of its own over files of its own."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -198,6 +199,28 @@ def test_several(optbench):
         assert re.search(place, done.stdout), done.stdout
     assert "did you mean global_batch?" in done.stdout
     assert "lists of values name 2 steps" in done.stdout
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, where its compiler is imported
+def test_many_compiled_steps_of_one_process_are_all_compiled():
+    from harness.optimizers.torch_compiled import captured_calls
+
+    counts = [captured_calls()]
+    for _ in range(10):
+        with stepping.stepped({"workload": "linear_regression", "optimizer": "sgd/compiled", "threads": 1}):
+            counts.append(captured_calls())
+    assert all(after > before for before, after in itertools.pairwise(counts))
+
+
+def test_what_is_not_what_its_name_says_is_not_measured(monkeypatch):
+    from harness.optimizers.torch_native import Native
+
+    monkeypatch.setattr(Native, "disproved", lambda *_: "it was another")
+    with (
+        pytest.raises(UnsupportedError, match="it was another"),
+        stepping.stepped({"workload": "linear_regression", "optimizer": "sgd/foreach"}),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(("device", "kernels_for"), [("cpu", "cpu"), ("accelerator", None)])
