@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from harness.interfaces import Target, WorkloadSize, WorkloadTraits
@@ -52,14 +54,38 @@ class RecurrentModel(nn.Module):
         )
         self.dropouts = nn.ModuleList(_Between(dropout) for _ in range(shape.layers + 1))
         self.head = layers.Linear(shape.width, _ROWS)
+        self._cpu_has_bf16 = cpu_has_bf16()
 
     def forward(self, tokens: Tensor, sample: Tensor) -> Tensor:
         """Return logits, shape (samples, positions, 256), of ids of shape (samples, positions)."""
         hidden = self.embedding(tokens)
         for layer, dropout in zip(self.layers, self.dropouts, strict=False):
-            hidden, _ = layer(dropout(hidden, sample))
+            hidden = self._through(layer, dropout(hidden, sample))
         logits: Tensor = self.head(self.dropouts[-1](hidden, sample))
         return logits
+
+    def _through(self, layer: nn.Module, values: Tensor) -> Tensor:
+        """Return a layer's output: in float32 where autocast asks for what this CPU has no kernel for."""
+        hidden: Tensor
+        if values.device.type == "cpu" and not self._cpu_has_bf16 and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                hidden, _ = layer(values.float())
+        else:
+            hidden, _ = layer(values)
+        return hidden
+
+
+@functools.cache
+def cpu_has_bf16() -> bool:
+    """Say whether this CPU runs torch's LSTM under autocast to bfloat16; oneDNN has no kernel for AVX2 alone."""
+    with torch.random.fork_rng(devices=[]):
+        layer = nn.LSTM(8, 8, device="cpu")
+    try:
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            layer(torch.zeros(1, 1, 8, device="cpu"))
+    except RuntimeError:
+        return False
+    return True
 
 
 class _Between(nn.Module):

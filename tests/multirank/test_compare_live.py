@@ -219,18 +219,18 @@ def test_of_two_ranks_the_one_that_knows_why_is_heard(user):
     assert "rank one has had enough" in found.json["notes"][0] if "notes" in found.json else found.err
 
 
-def test_a_checkout_that_holds_none_of_the_arms_code_is_refused(user, tmp_path):
-    (tmp_path / "elsewhere" / "harness").mkdir(parents=True)
-    (tmp_path / "elsewhere" / "harness" / "worker.py").write_text("", encoding="utf-8")
-    file = tmp_path / "arms.toml"
+def test_a_baseline_whose_folder_holds_none_of_the_code_is_no_evidence(user, tmp_path):
+    """What is installed would be compared with itself, and pass."""
+    (tmp_path / "elsewhere").mkdir()
+    file = tmp_path / "gate.toml"
     file.write_text(
-        '[defaults]\nworkload = "linear_regression"\noptimizer = "adamw/foreach"\n[[arm]]\n[[arm]]\n'
-        'path = "elsewhere"\n',
+        '[baseline]\npath = "elsewhere"\n[gate]\nbudget = "60 s"\nself_check = false\n'
+        '[[cell]]\nworkload = "linear_regression"\noptimizer = "adamw/foreach"\n',
         encoding="utf-8",
     )
-    found = compare(user, str(file), "--no-self-check", "--no-verify", "--budget", "40s")
-    assert found.code == 1
-    assert "cannot run: " in found.err + found.out
+    found = user("gate", str(file), "--no-verify", "--results", str(user.results), "--json")
+    assert found.code == 4
+    assert "no module of it was imported" in json.dumps(found.json)
 
 
 def test_an_interpreter_without_the_packages_is_named_with_the_remedy(user, tmp_path):
