@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 GRACE_S = 2.0
 """How long ranks may tell why, once one has failed: its peers see nothing but a connection that was closed."""
 
+START_S = 60.0
+"""How long interpreters may take to start and import torch, however short an arm's answers have to be."""
+
 END_S = 10.0
 """How long a launch's processes may take to go."""
 
@@ -142,7 +145,8 @@ class Arms:
         """
         about: dict[int, dict[str, Any]] = {}
         wanted = sum(arm.spec.world_size or 1 for arm in self.arms)
-        for line, message in self._answers({}, "before it could launch", new=wanted):
+        patience_s = max(self._timeout_s, START_S)
+        for line, message in self._answers({}, "before it could launch", new=wanted, timeout_s=patience_s):
             index = message["arm"]
             if message["protocol"] != baton.PROTOCOL:
                 raise self._error(index, f"speaks protocol {message['protocol']}, not {baton.PROTOCOL}")
@@ -152,7 +156,7 @@ class Arms:
         return [about[index] for index in range(len(self.arms))]
 
     def _answers(
-        self, lines: Mapping[baton.Line, int], when: str, new: int = 0
+        self, lines: Mapping[baton.Line, int], when: str, new: int = 0, timeout_s: float | None = None
     ) -> list[tuple[baton.Line, dict[str, Any]]]:
         """Return the next message of each line and of as many new connections, in the order in which they come.
 
@@ -160,6 +164,7 @@ class Arms:
             lines: of ranks whose answer is awaited, with their arms.
             when: the answer is awaited, for the message.
             new: connections awaited.
+            timeout_s: of all of it; None: the comparison's.
 
         Raises:
             ArmError: a rank failed, died, or did not answer in time. Of several, the one whose reason is not that
@@ -167,7 +172,8 @@ class Arms:
         """
         waiting, found = dict(lines), []
         failures: list[tuple[int, str]] = []
-        deadline = time.monotonic() + self._timeout_s
+        timeout_s = timeout_s or self._timeout_s
+        deadline = time.monotonic() + timeout_s
         while waiting or new:
             ready = self._ready(waiting, listens=bool(new))
             if self._listener in ready:
@@ -189,7 +195,7 @@ class Arms:
         if failures:
             raise self._error(*min(failures, key=_is_consequence))
         if waiting or new:
-            raise self._hung(sorted(waiting.values()), when)
+            raise self._hung(sorted(waiting.values()), when, timeout_s)
         return found
 
     def _ready(self, waiting: Mapping[baton.Line, int], *, listens: bool) -> Sequence[Any]:
@@ -210,13 +216,13 @@ class Arms:
             raise ArmError(f"{message['reason']}:\n{self._tails()}")
         return line, int(message["arm"])
 
-    def _hung(self, arms: Sequence[int], when: str) -> ArmError:
+    def _hung(self, arms: Sequence[int], when: str, timeout_s: float) -> ArmError:
         """Say which arm hangs; its ranks have told on standard error where they are."""
         pids = [found.pid for found in processes.of_run(self._marker)]
         processes.dump_stacks(_ranks_among(pids))
         if not arms:
-            return ArmError(f"a rank did not come within {self._timeout_s:g} s:\n{self._tails()}")
-        return self._error(arms[0], f"hung {when}: no answer within {self._timeout_s:g} s")
+            return ArmError(f"a rank did not come within {timeout_s:g} s:\n{self._tails()}")
+        return self._error(arms[0], f"hung {when}: no answer within {timeout_s:g} s")
 
     def _alive(self) -> None:
         for index, process in enumerate(self._processes):
