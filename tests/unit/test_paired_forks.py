@@ -16,15 +16,20 @@ LEFT_S = 20.0
 
 
 def ended(file):
-    """Return whether the processes whose ids stand in a file are gone, or zombies of somebody's."""
-    alive = []
-    for pid in file.read_text().split():
-        try:
-            if psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE:
-                alive.append(pid)
-        except psutil.NoSuchProcess:
-            continue
+    """Return whether the processes whose ids stand in a file are gone, or soon are: a kill takes a moment."""
+    deadline = time.monotonic() + LEFT_S / 4
+    while alive := [pid for pid in map(int, file.read_text().split()) if lives(pid)]:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
     return not alive
+
+
+def lives(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # a zombie is somebody else's to reap
+    except psutil.NoSuchProcess:
+        return False
 
 
 def noted(file, pids):
