@@ -25,6 +25,7 @@ esac
 {before}
 name=$(echo "$*" | sed -n 's/.*TORCH_EXTENSION_NAME=\([a-z_]*\).*/\1/p')
 out=$(echo "$*" | sed -n 's/.*-o \([^ ]*\).*/\1/p')
+[ -n "$out" ] || exec /usr/bin/env g++ "$@"  # a question about the compiler
 case " $* " in
   *" -shared "*) exec /usr/bin/env gcc -shared $(ls *.o | head -1) -o "$out" ;;
 esac
