@@ -27,6 +27,9 @@ GRACE_S = 2.0
 START_S = 60.0
 """How long interpreters may take to start and import torch, however short an arm's answers have to be."""
 
+MESSAGE_S = 30.0
+"""How long a message that has begun, or the first of a new connection, may take on a busy machine."""
+
 END_S = 10.0
 """How long a launch's processes may take to go."""
 
@@ -211,7 +214,7 @@ class Arms:
         """Return a new connection and the arm that it is of."""
         line = baton.Line(self._listener.accept()[0])
         self._stack.callback(line.close)
-        message = _received(line, "as it connected", GRACE_S)
+        message = _received(line, "as it connected")
         if "reason" in message:
             raise ArmError(f"{message['reason']}:\n{self._tails()}")
         return line, int(message["arm"])
@@ -305,10 +308,10 @@ class Arms:
         return ""
 
 
-def _received(line: baton.Line, when: str, timeout_s: float = 30.0) -> dict[str, Any]:
+def _received(line: baton.Line, when: str) -> dict[str, Any]:
     """Return a message that has begun to come; with a ``reason`` where the rank failed or died."""
     try:
-        message = line.receive(timeout_s)
+        message = line.receive(MESSAGE_S)
     except (EOFError, TimeoutError, ValueError):
         return {"reason": f"a rank died {when}"}
     if message["kind"] == "refused":

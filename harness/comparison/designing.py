@@ -90,7 +90,7 @@ def spread(plan: Design, noise: float) -> float:
         plan: of the comparison.
         noise: standard deviation of the logarithm of a step's time.
     """
-    # A turn's steps are not independent: what disturbs one disturbs the next, half as much (measured).
+    # A turn's steps are not independent: half of a step's variance is taken to be its neighbours', too.
     turn = noise * math.sqrt((1 + plan.turn_steps) / 2 / plan.turn_steps)
     return math.hypot(SPREAD, turn * math.sqrt(2 / plan.rounds))
 
