@@ -521,7 +521,7 @@ def selftest(
             "--setting", metavar="SETTING", help="alone, neighbour, two-ranks. Repeatable. Default: all."
         ),
     ] = None,
-    launches: Annotated[int, typer.Option(min=24, help="In each setting's pool, which replays draw from.")] = 48,
+    launches: Annotated[int, typer.Option(min=36, help="In each setting's pool, which replays draw from.")] = 48,
     gates: Annotated[
         int, typer.Option(min=0, help="Complete live gates of each of four kinds, in each setting.")
     ] = 20,
