@@ -431,7 +431,7 @@ def compare(
     plan_found = here.plan(specs, machine)
     sides = comparing.planned(found, plan_found)
     store.check_writable()
-    wrong = comparing.refuse_wrong(sides, plan_found, machine, store, tell) if verify else None
+    proofs, wrong = comparing.proved(sides, plan_found, machine, store, tell, asked=verify)
     if wrong is not None:
         errors.print(f"optbench: not compared: {wrong}", markup=False, style="red")
         raise typer.Exit(WRONG)
@@ -449,6 +449,7 @@ def compare(
         different_training=different_training,
         fresh=fresh,
         resident=not apart,
+        proofs=proofs,
         told=tell,
         kept=kept.keep,
     )

@@ -37,6 +37,7 @@ def compare(  # noqa: PLR0913  # one argument an option
     different_training: bool = False,
     fresh: bool = False,
     resident: bool = True,
+    proofs: Sequence[dict[str, Any]] = (),
     ready: Callable[[Comparison], bool] | None = None,
     told: Callable[[str], None] = lambda _: None,
     kept: Callable[[Comparison], object] = lambda _: None,
@@ -53,6 +54,7 @@ def compare(  # noqa: PLR0913  # one argument an option
         different_training: compare arms whose losses part, too.
         fresh: start every launch with new interpreters; default: fork it from ranks that have imported torch.
         resident: keep all arms in memory at once, unless memory is short; False: one at a time from the start.
+        proofs: by arm, what is proved of its optimizer, to stand beside its facts; none: nobody asked.
         ready: asked at each look whether the comparison is decided; None: by the verdicts of all arms.
         told: hears of the start and of every launch.
         kept: gets what there is after every launch, so that it can be stored.
@@ -68,6 +70,7 @@ def compare(  # noqa: PLR0913  # one argument an option
         names = itertools.accumulate(itertools.repeat("again"), "{} {}".format, initial=arms[0].name)
         name = next(each for each in names if all(each != arm.name for arm in arms))
         arms = [*arms, arms[0].model_copy(update={"name": name})]
+        proofs = [*proofs, *proofs[:1]]
     asked = Design(
         looks=(),
         alpha=ALPHA,
@@ -78,7 +81,7 @@ def compare(  # noqa: PLR0913  # one argument an option
         seed=seed,
         self_check=self_check,
     )
-    run = _Run(arms, asked, told, kept, ready)
+    run = _Run(arms, asked, told, kept, ready, proofs)
     try:
         try:
             run.through(timeout_s, unlike=different_training, fresh=fresh, resident=resident)
@@ -107,6 +110,7 @@ class _Run:
         told: hears of the start and of every launch.
         kept: gets what there is after every launch.
         ready: asked at each look.
+        proofs: by arm; none: nobody asked.
     """
 
     def __init__(
@@ -116,10 +120,11 @@ class _Run:
         told: Callable[[str], None],
         kept: Callable[[Comparison], object],
         ready: Callable[[Comparison], bool] | None,
+        proofs: Sequence[dict[str, Any]],
     ) -> None:
         self._arms, self._plan = arms, asked
         self._ranks = max(arm.spec.world_size or 1 for arm in arms)
-        self._told, self._kept, self._ready = told, kept, ready
+        self._told, self._kept, self._ready, self._proofs = told, kept, ready, proofs
         self._began, self._origin_s = time.time(), time.monotonic()
         self._sitting: Sitting | None = None
         self._about: Sequence[dict[str, Any]] = ()
@@ -178,6 +183,8 @@ class _Run:
         about = [
             {**each, "engine": facts[index]} if index in facts else each for index, each in enumerate(self._about)
         ]
+        if about and self._proofs:
+            about = [{**each, "verification": proof} for each, proof in zip(about, self._proofs, strict=True)]
         return Comparison(
             arms=tuple(self._arms),
             design=self._plan,

@@ -90,6 +90,7 @@ def common_warnings(comparison: Comparison) -> tuple[str, ...]:
             "the arms did not fit into memory together: they took turns as short launches in ABBA order, which "
             "drift of the machine reaches; intervals are wider"
         )
+    found += _unproved(comparison)
     for index, arm in enumerate(comparison.arms):
         unsteady = sum(_is_unsteady(launch, index) for launch in valid)
         if unsteady:
@@ -98,6 +99,17 @@ def common_warnings(comparison: Comparison) -> tuple[str, ...]:
         count = sum(note in launch.notes for launch in valid)
         found.append(f"{printable(note, LONGEST_REASON)} ({count} of {len(valid)} launches)")
     return tuple(found)
+
+
+def _unproved(comparison: Comparison) -> list[str]:
+    """Name the arms of which nothing is proved, and why: a speed counts only if the answer is right."""
+    names: dict[str, list[str]] = {}
+    for arm, facts in zip(comparison.arms, comparison.facts, strict=False):
+        proof = facts.get("verification")
+        if isinstance(proof, dict) and proof.get("outcome") != "passed":
+            reason = printable(str(proof.get("reason") or proof.get("outcome")), LONGEST_REASON)
+            names.setdefault(reason, []).append(shown_name(arm.name))
+    return [f"not proved right: {', '.join(those)}: {reason}" for reason, those in names.items()]
 
 
 def _is_unsteady(launch: Launch, arm: int) -> bool:

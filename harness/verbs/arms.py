@@ -130,13 +130,14 @@ def from_file(path: Path, given: Mapping[str, Any], settings: Sequence[str]) -> 
         InvalidInputError: with every problem of the file and of the options, and its place.
     """
     from harness.spec import merge, suggest
+    from harness.verbs import specs as options
 
     document = _document(path)
     problems = [
         Problem(f"{path}: {key}", "unknown key", suggest(key, KEYS)) for key in document if key not in KEYS
     ]
     asked = _asked(path, document, problems)
-    overrides, typed = _overrides(given, settings, problems)
+    overrides, typed = options.overrides(given, settings, problems)
     defaults, tables = _tables(path, document, problems)
     arms = []
     for index, table in enumerate(tables):
@@ -193,26 +194,6 @@ def _tables(
         problems.append(Problem(f"{path}: arm", f"expected tables, found {tables!r}", "write [[arm]] for each"))
         tables = []
     return defaults, tables
-
-
-def _overrides(
-    given: Mapping[str, Any], settings: Sequence[str], problems: list[Problem]
-) -> tuple[list[tuple[tuple[str, ...], JsonValue]], dict[str, str]]:
-    """Return what the command line gives every arm, and by field the words in which it was typed."""
-    from harness.spec import parse_assignment
-    from harness.verbs.specs import OPTION_WORDS
-
-    overrides: list[tuple[tuple[str, ...], JsonValue]] = [((field,), value) for field, value in given.items()]
-    typed = {field: OPTION_WORDS.get(field, f"--{field}") for field in given}
-    for text in settings:
-        try:
-            path, value = parse_assignment(text)
-        except InvalidInputError as error:
-            problems += error.problems
-        else:
-            overrides.append((path, value))
-            typed[".".join(path)] = f"--set {text.partition('=')[0].strip()}"
-    return overrides, typed
 
 
 def _as_typed(problem: Problem, where: str, typed: Mapping[str, str]) -> Problem:

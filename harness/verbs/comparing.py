@@ -15,11 +15,16 @@ from harness.errors import CorruptFileError, InvalidInputError, OptbenchError, P
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pydantic import JsonValue
+
     from harness.machine import Machine
     from harness.plan import Cell, Plan
     from harness.store import Store
 
 KIND = "comparison"
+
+WITHIN_A_WORLD = "it steps within a world only: optbench verify --strategy … proves it there"
+NOT_ASKED = "nobody asked (--no-verify)"
 
 
 def planned(arms: Sequence[Arm], found: Plan) -> list[Arm]:
@@ -172,16 +177,29 @@ def load(store: Store, word: str) -> tuple[str, Comparison]:
         raise CorruptFileError(f"{file}: no comparison: {told}") from None
 
 
-def refuse_wrong(
-    arms: Sequence[Arm], found: Plan, machine: Machine, store: Store, told: Callable[[str], None]
-) -> str | None:
-    """Return what is wrong with an arm whose optimizer was proved wrong, or None: no speed is shown of those."""
+def proved(
+    arms: Sequence[Arm],
+    found: Plan,
+    machine: Machine,
+    store: Store,
+    told: Callable[[str], None],
+    *,
+    asked: bool,
+) -> tuple[list[dict[str, JsonValue]], str | None]:
+    """Prove the arms' optimizers, if asked.
+
+    Returns:
+        By arm what is proved of it; and what is wrong with those proved wrong, of which no speed is shown.
+    """
     from harness.verbs import verifying
 
-    proofs = verifying.for_runs(found, range(len(arms)), machine, store, told)
+    if not asked:
+        return [{"outcome": "none", "reason": NOT_ASKED} for _ in arms], None
+    made = verifying.for_runs(found, range(len(arms)), machine, store, told)
     wrong = [
         f"{arms[index].name}: {each.get('reason')}"
-        for index, each in proofs.items()
+        for index, each in made.items()
         if each.get("outcome") == "wrong"
     ]
-    return "; ".join(wrong) or None
+    unproved: dict[str, JsonValue] = {"outcome": "unsupported", "reason": WITHIN_A_WORLD}
+    return [made.get(index, unproved) for index in range(len(arms))], "; ".join(wrong) or None

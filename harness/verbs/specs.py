@@ -102,10 +102,34 @@ def read(sweeps: Sequence[str], given: Mapping[str, Any], settings: Sequence[str
         InvalidInputError: with every problem of every file and option.
     """
     from harness.plan import name_checks
-    from harness.spec import Sweep, load_sweep, parse_assignment
+    from harness.spec import Sweep, load_sweep
 
     problems: list[Problem] = []
-    overrides: list[tuple[tuple[str, ...], JsonValue]] = [((field,), value) for field, value in given.items()]
+    fields, typed = overrides(given, settings, problems)
+    found = []
+    for word in sweeps or [COMMAND_LINE]:
+        try:
+            found.append(load_sweep(sweep_path(word), name_checks(), fields) if sweeps else _single(given, fields))
+        except InvalidInputError as error:
+            problems += (_as_typed(problem, typed) for problem in error.problems)
+    if problems:
+        raise InvalidInputError(list(dict.fromkeys(problems)))
+    return Sweep(name="+".join(sweep.name for sweep in found), runs=tuple(r for s in found for r in s.runs))
+
+
+def overrides(
+    given: Mapping[str, Any], settings: Sequence[str], problems: list[Problem]
+) -> tuple[list[tuple[tuple[str, ...], JsonValue]], dict[str, str]]:
+    """Return what the command line gives every run, and by field the words in which it was typed.
+
+    Args:
+        given: RunSpec's fields, by name.
+        settings: further ones, as ``key=value``.
+        problems: gains those of the settings.
+    """
+    from harness.spec import parse_assignment
+
+    fields: list[tuple[tuple[str, ...], JsonValue]] = [((field,), value) for field, value in given.items()]
     typed = {field: OPTION_WORDS.get(field, f"--{field}") for field in given}
     for text in settings:
         try:
@@ -113,19 +137,9 @@ def read(sweeps: Sequence[str], given: Mapping[str, Any], settings: Sequence[str
         except InvalidInputError as error:
             problems += error.problems
         else:
-            overrides.append((path, value))
+            fields.append((path, value))
             typed[".".join(path)] = f"--set {text.partition('=')[0].strip()}"
-    found = []
-    for word in sweeps or [COMMAND_LINE]:
-        try:
-            found.append(
-                load_sweep(sweep_path(word), name_checks(), overrides) if sweeps else _single(given, overrides)
-            )
-        except InvalidInputError as error:
-            problems += (_as_typed(problem, typed) for problem in error.problems)
-    if problems:
-        raise InvalidInputError(list(dict.fromkeys(problems)))
-    return Sweep(name="+".join(sweep.name for sweep in found), runs=tuple(r for s in found for r in s.runs))
+    return fields, typed
 
 
 def _as_typed(problem: Problem, typed: Mapping[str, str]) -> Problem:
@@ -164,12 +178,12 @@ def sweep_path(word: str) -> Path:
     raise InvalidInputError([Problem(f"sweep {word}", "no such file, and no shipped sweep", suggest(word, names))])
 
 
-def _single(given: Mapping[str, Any], overrides: Sequence[tuple[tuple[str, ...], JsonValue]]) -> Sweep:
+def _single(given: Mapping[str, Any], fields: Sequence[tuple[tuple[str, ...], JsonValue]]) -> Sweep:
     from harness.plan import name_checks
     from harness.spec import Sweep, expand, override
 
     cell: dict[str, Any] = {}
-    for path, value in overrides:
+    for path, value in fields:
         cell = override(cell, path, value)
     name = f"{given.get('workload')} {given.get('optimizer')}"
     try:

@@ -277,3 +277,12 @@ def test_what_ended_before_its_plan_tells_of_no_looks():
     text = one_line((analyse(made), made))
     assert "0 valid launches; " in text
     assert "looks" not in text
+
+
+def test_a_speed_that_no_proof_stands_behind_says_so_with_the_reason():
+    proofs = [{"outcome": "passed"}, {"outcome": "failed", "reason": "no answer in 60 s"}]
+    found = PLAIN[1].model_copy(update={"facts": tuple({"verification": proof} for proof in proofs)})
+    assert "not proved right: adamw/fused: no answer in 60 s" in one_line((PLAIN[0], found))
+    assert "not proved right: adamw/fused: no answer in 60 s" in markdown(PLAIN[0], found)
+    proved = PLAIN[1].model_copy(update={"facts": ({"verification": proofs[0]},) * 2})
+    assert "not proved" not in one_line((PLAIN[0], proved)) + one_line(PLAIN)
