@@ -19,6 +19,26 @@ hypothesis.settings.load_profile(os.environ.get("OPTBENCH_HYPOTHESIS", "repeatab
 OUTSIDE = Path(__file__).parent / "multirank" / "outside"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--alone",
+        choices=["not", "only"],
+        help="without, or only, tests that must have the machine for themselves",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    wanted = config.getoption("--alone")
+    if wanted is None:
+        return
+    chosen, left = [], []
+    for item in items:
+        is_alone = any(item.get_closest_marker(name) for name in ("alone", "gpu"))
+        (chosen if is_alone == (wanted == "only") else left).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = chosen
+
+
 @dataclass(frozen=True)
 class Ran:
     code: int

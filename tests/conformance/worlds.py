@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.registry import strategy
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -58,23 +60,30 @@ class Ran:
         return " ".join([*words, *([self.patch] if self.patch else [])])
 
 
-def run(specs: Sequence[RunSpec], patch: str | None = None, limit_s: float = 900) -> list[Ran]:
-    """Train every cell; those of one world size share torchrun worlds, a new one after each that failed."""
+def run(specs: Sequence[RunSpec], patches: Sequence[str | None] | None = None, limit_s: float = 900) -> list[Ran]:
+    """Train every cell; those of one world size share torchrun worlds, a new one after each that failed.
+
+    A cell of one rank that knows no world is trained by every rank of the first one there is: a world of its own
+    would take longer to start.
+    """
     found: dict[int, Ran] = {}
-    for size in sorted({spec.world_size or 1 for spec in specs}):
-        waiting = [index for index, spec in enumerate(specs) if (spec.world_size or 1) == size]
+    patches = [None] * len(specs) if patches is None else patches
+    sizes = {spec.world_size or 1 for spec in specs if not strategy(spec.strategy).one_rank} or {1}
+    placed = [min(sizes) if strategy(each.strategy).one_rank else each.world_size or 1 for each in specs]
+    for size in sorted(sizes):
+        waiting = [index for index, place in enumerate(placed) if place == size]
         while waiting:
-            done = _world([specs[index] for index in waiting], patch, size, limit_s)
+            done = _world([(specs[index], patches[index]) for index in waiting], size, limit_s)
             assert done, "a world trains at least one cell"
             found |= dict(zip(waiting, done, strict=False))
             waiting = waiting[len(done) :]
     return [found[index] for index in range(len(specs))]
 
 
-def _world(specs: Sequence[RunSpec], patch: str | None, size: int, limit_s: float) -> list[Ran]:
+def _world(wanted: Sequence[tuple[RunSpec, str | None]], size: int, limit_s: float) -> list[Ran]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        cells = [{**spec.model_dump(mode="json"), "patch": patch} for spec in specs]
+        cells = [{**spec.model_dump(mode="json"), "patch": patch} for spec, patch in wanted]
         (out / "cells.json").write_text(json.dumps(cells), encoding="utf-8")
         words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
         environment = {**os.environ, "PYTHONWARNINGS": "", "OMP_NUM_THREADS": "1"}
@@ -91,13 +100,13 @@ def _world(specs: Sequence[RunSpec], patch: str | None, size: int, limit_s: floa
         told = (out / "log").read_text(encoding="utf-8", errors="replace")
         by_rank = [_lines(out / f"rank-{rank}.jsonl") for rank in range(size)]
     ended = max(len(lines) for lines in by_rank)
-    clean = min(len(lines) for lines in by_rank) == len(specs)
+    clean = min(len(lines) for lines in by_rank) == len(wanted)
     # The cell in which a world ended counts as tried, whether or not a rank still could say why.
-    tried = len(specs) if clean else max(1, ended)
+    tried = len(wanted) if clean else max(1, ended)
     return [
         Ran(
-            spec=specs[index],
-            patch=patch,
+            spec=wanted[index][0],
+            patch=wanted[index][1],
             ranks=tuple(lines[index] if index < len(lines) else _silent(told) for lines in by_rank),
             log=told,
         )

@@ -22,6 +22,8 @@ from harness.probe import machine as probed
 from harness.registry import OPTIMIZERS, WORKLOADS, strategy
 from harness.spec import RunSpec
 
+STEPS = 12
+WORKLOAD = {"gpt": "short:ShortGPT", "whole gpt": "gpt"}
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 OFFLOADED = ("zero1-offload", "zero2-offload", "zero3-offload")
 GRID = (
@@ -56,11 +58,10 @@ class Run:
     """An engine under a strategy, and its batches."""
 
     def __init__(self, name, workload="gpt", entry=None, **fields):
-        fields = {"steps": 20, "device": "cpu", "global_batch": 8, "schedule": "warmup-cosine", **fields}
-        short = {"workload_options": {"sequence_length": 16}} if workload == "gpt" else {}
+        fields = {"steps": STEPS, "device": "cpu", "global_batch": 8, "schedule": "warmup-cosine", **fields}
         fields.setdefault("optimizer", "adamw/foreach")
-        spec = RunSpec(workload=workload, strategy=name, **{**short, **fields})
-        self.subject = WORKLOADS.get(workload)(size=spec.size, **spec.workload_options)
+        spec = RunSpec(workload=WORKLOAD.get(workload, workload), strategy=name, **fields)
+        self.subject = WORKLOADS.get(spec.workload)(size=spec.size, **spec.workload_options)
         self.entry, chosen = entry or OPTIMIZERS.get(spec.optimizer), strategy(name)
         self.world = World(0, 1, 0, torch.device("cpu"), None) if chosen.one_rank else world()
         spec = spec.model_copy(update={"world_size": self.world.size})
@@ -148,7 +149,7 @@ def held():
     """What each rank holds, and what the config and the facts say."""
     found = {}
     for name in (*STAGES, *OFFLOADED):
-        with running(name) as run:
+        with running(name, "whole gpt") as run:
             run.results(0, 2)
             mine = {}
             for category, tensor in run.engine.tensors():

@@ -98,6 +98,8 @@ class Other(torch.optim.AdamW):
         return super().step(closure)
 """
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def user(tmp_path):

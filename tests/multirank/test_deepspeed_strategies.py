@@ -20,7 +20,7 @@ ROOT = HERE.parents[1]
 BOUND = 1e-5
 """Largest relative difference of a loss from ``single``'s in fp32 (measured: 2e-7; DeepSpeed's Muon 4e-6)."""
 NORM_BOUND = 1e-4
-"""Of a gradient norm over 20 steps (measured: 9e-7)."""
+"""Of a gradient norm over 12 steps (measured: 9e-7)."""
 BF16_BOUND = 2e-2
 """bfloat16 keeps 8 bits; masters start from weights rounded to it (measured: 4e-4)."""
 
@@ -57,7 +57,7 @@ def test_losses_and_gradient_norms_are_those_of_one_rank(answers):
         whole, whole_norms = expected[label]
         if difference(losses, whole) > BOUND:
             wrong.append(f"{label} {name}: losses differ by {difference(losses, whole)}")
-        if whole_norms == [None] * 20:
+        if set(whole_norms) == {None}:
             assert norms == whole_norms
         elif difference(norms, whole_norms) > NORM_BOUND:
             wrong.append(f"{label} {name}: norms differ by {difference(norms, whole_norms)}")
@@ -142,7 +142,7 @@ def test_the_comparison_goes_red_without_gradient_clipping_in_the_config(answers
     red = answers["red"]
     for stage in range(4):
         losses = red[f"zero{stage} without gradient_clipping"]
-        assert difference(losses, red["single"]) > 100 * BOUND
+        assert difference(losses, red["single"]) > 50 * BOUND
         assert difference(losses, red["zero0 without gradient_clipping"]) < BOUND  # stages agree in the error
 
 

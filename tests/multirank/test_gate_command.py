@@ -21,6 +21,8 @@ device = "cpu"
 lr = 0.01
 """
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def gate(optbench, tmp_path):

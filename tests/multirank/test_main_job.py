@@ -79,7 +79,6 @@ def test_the_loss_curve_does_not_depend_on_ranks_or_accumulation(optbench):
     common = words(workload="cnn", optimizer="adamw/foreach", steps="12", set=["global_batch=32"])
     runs = [
         words(strategy="single"),
-        words(strategy="ddp", nproc="2"),
         words(strategy="ddp", nproc="4"),
         words(strategy="ddp", nproc="2", set="accumulation=4"),
     ]
@@ -97,8 +96,8 @@ def test_the_loss_curve_does_not_depend_on_ranks_or_accumulation(optbench):
     [
         ("linear_regression", "lbfgs/forloop", "ddp"),
         ("recommender", "sparseadam/forloop", "ddp"),
-        ("lstm", "muon/forloop", "ddp"),
-        ("resnet", "sgd-nesterov/foreach", "ddp"),
+        pytest.param("lstm", "muon/forloop", "ddp", marks=pytest.mark.exhaustive),
+        pytest.param("resnet", "sgd-nesterov/foreach", "ddp", marks=pytest.mark.exhaustive),
         ("parameters", "adamw/fused", "single"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from harness.registry import STRATEGIES, strategy
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]
 
 SHARED_MEMORY = Path("/dev/shm")
 

@@ -18,7 +18,7 @@ ROOT = HERE.parents[1]
 BOUND = 1e-5
 """Largest relative difference of a loss from ``single``'s in fp32 (measured: 2e-7)."""
 NORM_BOUND = 1e-4
-"""Of a gradient norm over 20 steps (measured: 1e-5)."""
+"""Of a gradient norm over 12 steps (measured: 1e-5)."""
 BF16_BOUND = 2e-2
 """bfloat16 keeps 8 bits: shards and micro-batches round in another order (measured: 2e-3, tied weights 1.6e-2)."""
 
@@ -56,7 +56,7 @@ def test_losses_and_gradient_norms_are_those_of_one_rank(answers):
         if difference(losses, whole) > BOUND:
             wrong.append(f"{label}: losses differ by {difference(losses, whole)}")
         if clip_norm is None:
-            assert norms == [None] * 20
+            assert set(norms) == {None}
         elif difference(norms, whole_norms) > NORM_BOUND:
             wrong.append(f"{label}: norms differ by {difference(norms, whole_norms)}")
     assert wrong == []
@@ -113,7 +113,7 @@ def test_facts_name_the_real_optimizer_what_it_steps_on_and_in_which_dtypes(answ
     found = answers["facts"]
     sharded = found["fsdp2"]
     assert sharded["sharding"]["mesh"] == {"shard": 2}
-    assert sharded["sharding"]["blocks"] == [f"blocks.{number}" for number in range(5)]
+    assert sharded["sharding"]["blocks"] == [f"blocks.{number}" for number in range(2)]
     assert sharded["sharding"]["built_in_shards"]
     assert sharded["sharding"]["policy"]["param_dtype"] == "torch.bfloat16"
     assert sharded["sharding"]["policy"]["reduce_dtype"] == "torch.float32"

@@ -40,7 +40,9 @@ def is_as_predicted(record: dict, *categories: str) -> None:
             assert counted == pytest.approx(metrics[name]["per_rank"], rel=0.1, abs=4096), name
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero-redundancy"])
+@pytest.mark.parametrize(
+    "strategy", ["ddp", "fsdp2", pytest.param("zero-redundancy", marks=pytest.mark.exhaustive)]
+)
 def test_ledger_and_payload_are_what_the_strategys_rule_says(optbench, strategy):
     record = trained(optbench, "--strategy", strategy, "--nproc", "2", "--optimizer", "adamw/foreach")
     adds_up(record)
@@ -64,7 +66,7 @@ def test_foreach_takes_a_copy_that_fused_does_not(optbench):
     assert value(fused, "ledger_temporaries_bytes") < 0.01 * copy
 
 
-@pytest.mark.parametrize("strategy", ["Leaky", "LeaksWhatItSends"])
+@pytest.mark.parametrize("strategy", ["Leaky", pytest.param("LeaksWhatItSends", marks=pytest.mark.exhaustive)])
 def test_an_engine_that_keeps_10_mib_a_step_shows_them_and_its_all_reduce(optbench, strategy):
     record = trained(optbench, "--strategy", f"leaky:{strategy}", "--nproc", "2", "--optimizer", "sgd/foreach")
     adds_up(record)

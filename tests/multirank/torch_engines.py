@@ -22,6 +22,7 @@ from harness.registry import OPTIMIZERS, WORKLOADS, strategy
 from harness.spec import RunSpec
 
 STEPS = 8
+WORKLOAD = {"gpt": "short:ShortGPT"}
 SHARDED = ("fsdp2", "hsdp")
 DISTRIBUTED = ("ddp", *SHARDED, "zero-redundancy")
 
@@ -39,8 +40,7 @@ def world():
 
 def spec_of(name, workload="gpt", **fields):
     fields = {"optimizer": "adamw/foreach", "steps": STEPS, "device": "cpu", "global_batch": 8, **fields}
-    short = {"workload_options": {"sequence_length": 16}} if workload == "gpt" else {}
-    return RunSpec(workload=workload, strategy=name, **{**short, **fields})
+    return RunSpec(workload=WORKLOAD.get(workload, workload), strategy=name, **fields)
 
 
 class Run:
@@ -115,11 +115,11 @@ def grid():
     ]
     for workload, fields, optimizer in cells:
         for accumulation, clip_norm in ((1, None), (4, 0.3)):
-            more = {**fields, "optimizer": optimizer, "clip_norm": clip_norm, "steps": 20}
+            more = {**fields, "optimizer": optimizer, "clip_norm": clip_norm, "steps": 12}
             more |= {"schedule": "warmup-cosine"}
             for name in ("single", *DISTRIBUTED):
                 micro = 1 if name == "single" else accumulation
-                results = Run(name, workload=workload, accumulation=micro, **more).results(20)
+                results = Run(name, workload=workload, accumulation=micro, **more).results(12)
                 norms = [None if each.grad_norm is None else float(each.grad_norm) for each in results]
                 losses = whole([float(each.loss) for each in results])
                 found.append([workload, optimizer, accumulation, clip_norm, name, losses, norms])
@@ -157,7 +157,7 @@ def half_precision():
     found = {}
     for name in ("single", *DISTRIBUTED):
         # Of short sequences the gradients, scaled by the first scale, overflow of their own accord.
-        options = {"precision": "fp16", "clip_norm": 0.5, "steps": 20, "workload_options": {}}
+        options = {"precision": "fp16", "clip_norm": 0.5, "steps": 20, "workload_options": {"sequence_length": 64}}
         chosen = Run(name, **options)
         losses = [float(each.loss) for each in chosen.results(5)]
         norm = float(chosen.results(1)[0].grad_norm)

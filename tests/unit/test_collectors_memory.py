@@ -47,6 +47,7 @@ class Leak(Memory):
         self.__dict__.setdefault("held", []).append(bytearray(b"x" * (20 << 20)))
 
 
+@pytest.mark.alone
 def test_growth_since_the_warm_up_shows_a_leak():
     assert train(Leak(), steps=4, turn_steps=1)["rss_growth_bytes"] > 40 << 20
 
