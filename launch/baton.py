@@ -184,7 +184,7 @@ def _prepared(fields: dict[str, Any], path: str | None = None) -> dict[str, Any]
         "python": sys.version.split()[0],
         "harness": str(Path(worker.__file__).parent),
         "commit": _commit(Path(worker.__file__).parents[1]),
-        "cores": _cores(),
+        "cores": _cores_of(spec),
     }
 
 
@@ -227,6 +227,38 @@ def _keep_to_own_cores() -> None:
     rank, ranks = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if ranks > 1 and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share_of(_cores(), rank, ranks))
+
+
+def cores_timed_on(cores: Sequence[int], threads: int, ranks: int) -> Sequence[int]:
+    """Return which of its cores a rank's steps are timed on: a rank alone keeps to as many as it has threads.
+
+    Cores are not equally fast: hybrid ones by design, a virtual machine's where a neighbour has the other half of
+    the hardware core. Left to the scheduler, an arm stays a whole launch where it happens to be: launches of one
+    thread on two such cores were 2.0 % apart, and 0.4 % on one of them. Where there are peers, the threads that
+    talk to them need cores, too.
+    """
+    return cores[:threads] if ranks == 1 else cores
+
+
+def _cores_of(spec: Any) -> Sequence[int]:
+    threads, ranks = getattr(spec, "threads", None) or 1, int(os.environ["LOCAL_WORLD_SIZE"])
+    return cores_timed_on(_cores(), threads, ranks) if spec.device == "cpu" else _cores()
+
+
+def keep_to_cores(chosen: Sequence[int]) -> None:
+    """Keep this process there: its threads, those to come, and children to come."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    for thread in _threads():
+        try:
+            os.sched_setaffinity(thread, chosen)
+        except OSError:  # it has ended
+            continue
+
+
+def _threads() -> list[int]:
+    tasks = Path("/proc/self/task")
+    return [int(each.name) for each in tasks.iterdir()] if tasks.is_dir() else [0]
 
 
 def _cores() -> list[int]:
@@ -380,6 +412,8 @@ def _take_turns(driver: Line, where: dict[str, int], fields: dict[str, Any]) -> 
         times, phases = marks.steps()
         if not done:
             getattr(engine, "verify_claims", lambda: None)()  # an older checkout's engine makes none
+            if host:
+                keep_to_cores(_cores_of(spec))  # not before: a compiler may use them all
         done += len(led) + len(timed)
         driver.send(
             "turned",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 import socket
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from launch import baton
-from launch.baton import Line, scatter, share_of
+from launch.baton import Line, cores_timed_on, keep_to_cores, scatter, share_of
 
 
 @given(cores=st.sets(st.integers(0, 500), min_size=1), ranks=st.integers(1, 64))
@@ -25,6 +27,31 @@ def test_ranks_share_all_cores_evenly_and_none_twice_while_there_are_enough(core
     else:
         assert all(len(share) == 1 for share in shares)
         assert set().union(*shares) == cores
+
+
+@given(cores=st.sets(st.integers(0, 500), min_size=1), threads=st.integers(1, 64), ranks=st.integers(1, 4))
+def test_a_rank_alone_is_timed_on_as_many_cores_as_it_has_threads(
+    cores: set[int], threads: int, ranks: int
+) -> None:
+    kept = cores_timed_on(sorted(cores), threads, ranks)
+
+    assert set(kept) <= cores
+    assert len(kept) == (min(threads, len(cores)) if ranks == 1 else len(cores))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_threads_that_are_there_already_keep_to_the_cores_too() -> None:
+    before, over, seen = os.sched_getaffinity(0), threading.Event(), []
+    thread = threading.Thread(target=lambda: (over.wait(), seen.append(os.sched_getaffinity(0))))
+    thread.start()
+    try:
+        keep_to_cores([min(before)])
+        assert os.sched_getaffinity(0) == {min(before)}
+    finally:
+        over.set()
+        thread.join()
+        keep_to_cores(sorted(before))
+    assert seen == [{min(before)}]
 
 
 def lines() -> tuple[Line, Line]:

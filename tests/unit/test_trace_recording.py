@@ -59,6 +59,7 @@ def test_memory_is_claimed_by_the_live_objects_to_the_byte():
 
 def test_tensors_that_python_holds_and_nobody_claims_are_unattributed_though_older_than_the_trace():
     trained = Trained("sgd/foreach")
+    gc.collect()  # what earlier tests left in cycles would go in between
     before = trained.ledger().largest["unattributed"]
     kept = torch.ones(1 << 20)
     gc.freeze()  # as the worker does; the pass must see it all the same
