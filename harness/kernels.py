@@ -72,6 +72,8 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
 
 _STAMP = "built.json"
 _POLL_S = 0.5
+_DEBUG_FLAG = "-g"
+"""Left out: the machine code is the same without it, and made in 6 to 7 tenths of the CPU time (GCC 12)."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -357,6 +359,8 @@ def _build(name: str, folder: Path) -> str | None:
         builder = accelerator.create_op_builder(KERNELS[name].builder)
         if builder is None or builder.name != name:
             return f"DeepSpeed has no {name} for {accelerator._name}"  # noqa: SLF001  # its only name
+        flags = list(builder.cxx_args())
+        builder.cxx_args = lambda: [flag for flag in flags if flag != _DEBUG_FLAG]
         module = builder.load(verbose=True)
         stamp = folder / name / _STAMP
         stamp.parent.mkdir(exist_ok=True)
