@@ -95,12 +95,21 @@ def _search(held: Held, trace: Trace, knob: _Knob) -> float:
     width = 0.25 if abs(start) >= 0.25 else 0.2
     low, high = start - width, start + width
     golden = (math.sqrt(5) - 1) / 2
+
+    def error(turn: float) -> float:
+        return _error(held, trace, knob, knob.at(turn), STEPS)
+
+    left, right = high - golden * (high - low), low + golden * (high - low)
+    of_left, of_right = error(left), error(right)
     for _ in range(34):
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        if _error(held, trace, knob, knob.at(left), STEPS) < _error(held, trace, knob, knob.at(right), STEPS):
-            high = right
+        if of_left < of_right:
+            high, right, of_right = right, left, of_left
+            left = high - golden * (high - low)
+            of_left = error(left)
         else:
-            low = left
+            low, left, of_left = left, right, of_right
+            right = low + golden * (high - low)
+            of_right = error(right)
     return (low + high) / 2
 
 
