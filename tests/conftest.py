@@ -12,11 +12,16 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from harness.plan import read_plan_file
+from harness.store import Store
+from launch import local
+
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("searching", max_examples=2000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("OPTBENCH_HYPOTHESIS", "repeatable"))
 
-OUTSIDE = Path(__file__).parent / "multirank" / "outside"
+HERE = Path(__file__).parent
+OUTSIDE = HERE / "multirank" / "outside"
 
 
 def pytest_addoption(parser):
@@ -80,6 +85,43 @@ class Optbench:
 
     def show(self, run_id: str) -> dict:
         return self("show", run_id, "--results", str(self.results), "--json").json
+
+    def together(self, *runs: dict, timeout: float = 300) -> list[dict]:
+        """Train runs in one torchrun world, planned and stored as a user's are; return their records.
+
+        A world of its own takes longer to start than most of these runs to train. What each costs the process it
+        is in must not matter to the test, nor how runs are started and ended.
+        """
+        plans = self.results.parent / f"plans-{self.results.name}-{len(list(self.results.parent.iterdir()))}"
+        plans.mkdir(parents=True)
+        lines = []
+        for run in runs:
+            lines += ["[[runs]]", *(f"{key} = {_toml(value)}" for key, value in run.items())]
+        (plans / "sweep.toml").write_text("\n".join(lines), encoding="utf-8")
+        planned = self("plan", str(plans / "sweep.toml"), "--write", str(plans), "--json")
+        assert planned.code == 0, planned.err
+        specs = [read_plan_file(plans / f"plan-{number}.json") for number in range(len(runs))]
+        largest = max(specs, key=lambda spec: spec.world_size)
+        store = Store(self.results)
+        folders = [store.new_run(spec) for spec in specs]
+        words = [word for folder in folders for word in (str(local.free_port()), str(folder))]
+        done = subprocess.run(
+            local.torchrun(largest, [str(HERE / "several.py"), *words], port=None),
+            env=local.environment(largest, folders[0].name, self.environment(OPTBENCH_USER_PATH=str(self.cwd)))
+            | {"PYTHONPATH": str(HERE.parent)},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return [store.finish(folder.name).model_dump(mode="json") for folder in folders]
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    return json.dumps(value)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(3600)
 
-STEPS, FEW = 20, 3
+STEPS, FEW = 12, 3
 CLIP = 0.5
 SLOWEST = 10  # cells whose time is shown where a test fails
 
@@ -178,7 +178,7 @@ def unlike_norms(ran: worlds.Ran, expected: worlds.Ran) -> list[str]:
     return [f"{ran}: gradient norms {largest:.1e} from {expected}"] if largest > limit else []
 
 
-HANDS = 13
+HANDS = 19
 """Into which cells are dealt; a test plays one. Were it a divisor of the strategies, some would never come up."""
 
 

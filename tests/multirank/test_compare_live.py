@@ -128,7 +128,7 @@ def small(*arms, budget="14s"):
 
 
 def test_a_planted_slowdown_is_found_and_the_analysis_can_be_redone(user):
-    found = compare(user, *small("mine:Slow", "plain=mine:Slow", "adamw/forloop", budget="40s"), "--margin", "20%")
+    found = compare(user, *small("mine:Slow", "plain=mine:Slow", "adamw/forloop", budget="80s"), "--margin", "20%")
     same, fast = found.json["comparisons"]
     assert found.code in {0, 3}, found.err
     assert fast["arms"] == ["mine:Slow", "adamw/forloop"]
@@ -152,7 +152,7 @@ def test_two_ranks_take_turns_and_another_checkout_can_be_an_arm(user, tmp_path)
     file.write_text(
         textwrap.dedent(f"""
         margin = "50 %"
-        budget = "45 s"
+        budget = "120 s"
         [defaults]
         workload = "linear_regression"
         optimizer = "adamw/foreach"
@@ -186,14 +186,14 @@ def test_two_ranks_take_turns_and_another_checkout_can_be_an_arm(user, tmp_path)
 )
 def test_an_arm_that_dies_or_hangs_ends_the_comparison_with_its_log(user, arm, told):
     found = user(
-        "compare", *small("adamw/forloop", arm, budget="60s"), "--timeout", "6", "--results", str(user.results)
+        "compare", *small("adamw/forloop", arm, budget="90s"), "--timeout", "6", "--results", str(user.results)
     )
     assert found.code == 1
     assert f"arm {arm} {told}" in " ".join((found.err + found.out).split())
 
 
 def test_arms_that_train_differently_are_refused_unless_told_so(user):
-    found = compare(user, *small("adamw/forloop", "mine:Other", budget="60s"))
+    found = compare(user, *small("adamw/forloop", "mine:Other", budget="90s"))
     assert found.code == 1
     assert "train differently: in step 2" in found.err
     assert "--allow-different-training" in found.err
@@ -208,13 +208,13 @@ def test_arms_that_train_differently_are_refused_unless_told_so(user):
     ],
 )
 def test_an_arm_that_trains_nothing_worth_having_is_never_called_faster(user, arm, told, more):
-    found = compare(user, *small("adamw/forloop", arm, budget="60s"), "--no-verify", *more)
+    found = compare(user, *small("adamw/forloop", arm, budget="90s"), "--no-verify", *more)
     assert found.code == 1
     assert told in " ".join((found.err + found.out).split())
 
 
 def test_of_two_ranks_the_one_that_knows_why_is_heard(user):
-    words = ("--strategy", "ddp", "--nproc", "2", "--budget", "60s", "--no-verify", "--no-self-check")
+    words = ("--strategy", "ddp", "--nproc", "2", "--budget", "90s", "--no-verify", "--no-self-check")
     arms = ("--arm", "adamw/forloop", "--arm", "mine:OneRankBreaks")
     found = compare(user, "--workload", "linear_regression", *arms, *words)
     assert found.code == 1
@@ -226,7 +226,7 @@ def test_a_baseline_whose_folder_holds_none_of_the_code_is_no_evidence(user, tmp
     (tmp_path / "elsewhere").mkdir()
     file = tmp_path / "gate.toml"
     file.write_text(
-        '[baseline]\npath = "elsewhere"\n[gate]\nbudget = "60 s"\nself_check = false\n'
+        '[baseline]\npath = "elsewhere"\n[gate]\nbudget = "90 s"\nself_check = false\n'
         '[[cell]]\nworkload = "linear_regression"\noptimizer = "adamw/foreach"\n',
         encoding="utf-8",
     )
@@ -276,7 +276,7 @@ def test_bad_words_are_explained_with_the_remedy(user, tmp_path):
 
 
 def test_a_driver_that_is_killed_leaves_its_launches_in_the_store_and_no_process(user):
-    words = ("--arm", "sgd/foreach", "--arm", "sgd/fused", "--budget", "60s", "--margin", "0", "--no-verify")
+    words = ("--arm", "sgd/foreach", "--arm", "sgd/fused", "--budget", "90s", "--margin", "0", "--no-verify")
     with subprocess.Popen(
         user.command("compare", "--workload", "linear_regression", *words, "--results", str(user.results)),
         cwd=user.cwd,
@@ -307,7 +307,7 @@ def launches_of(user, found):
 
 
 def test_arms_that_do_not_fit_together_take_turns_in_abba_order(user):
-    found = compare(user, *small("mine:Big", "same=mine:Big", budget="60s"), "--margin", "50%", "--no-verify")
+    found = compare(user, *small("mine:Big", "same=mine:Big", budget="90s"), "--margin", "50%", "--no-verify")
     assert found.code in {0, 3}, found.err
     assert "do not fit into memory together" in found.err
     made = launches_of(user, found)
@@ -324,7 +324,7 @@ def test_arms_that_do_not_fit_together_take_turns_in_abba_order(user):
 
 
 def test_every_launch_can_have_new_interpreters(user):
-    found = compare(user, *small("adamw/forloop", "adamw/foreach", budget="80s"), "--margin", "90%", "--fresh")
+    found = compare(user, *small("adamw/forloop", "adamw/foreach", budget="160s"), "--margin", "90%", "--fresh")
     assert found.code in {0, 3}, found.err
     assert {launch["kind"] for launch in launches_of(user, found)} == {"fresh"}
 

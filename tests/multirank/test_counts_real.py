@@ -20,8 +20,6 @@ DRIFT_STEPS = 72
 PLAIN = ("planted:Plain", "ddp", "linear_regression")
 COMPILED = ("planted:Compiled", "ddp", "linear_regression")
 
-pytestmark = pytest.mark.alone
-
 
 def optimizer(name: str) -> tuple[str, str, str]:
     return f"planted:{name}", "ddp", "linear_regression"

@@ -49,97 +49,91 @@ def nothing_left(results: Path) -> bool:
 
 
 def test_faults_of_ranks_become_rows_with_reasons_and_the_sweep_goes_on(optbench, tmp_path):
-    file = sweep(
-        tmp_path,
-        [
-            faulty("raises"),
-            faulty("kill"),
-            faulty("segv"),
-            faulty("exits"),
-            faulty("nan"),
-            faulty("out_of_memory"),
-            {"optimizer": "faulty:RaisesInConstructor"},
-            {"optimizer": "faulty:Halving", "lr": 0.05},
-        ],
-    )
-    ran = optbench.run(file, "--json")
-    rows = ran.json["runs"]
-    assert [row["outcome"] for row in rows] == [
-        *["failed"] * 4,
-        "diverged",
-        "out_of_memory",
-        "failed",
-        "completed",
-    ]
-    for row, words in zip(
-        rows,
-        [
-            "the model broke on purpose",
-            "SIGKILL",
-            "SIGSEGV",
-            "exited with 7",
-            "nan on rank 1 in step 3",
-            "OutOfMemory",
-            "no luck",
-        ],
-        strict=False,
-    ):
+    expected = {
+        "raises": ("failed", "the model broke on purpose"),
+        "kill": ("failed", "SIGKILL"),
+        "segv": ("failed", "SIGSEGV"),
+        "nan": ("diverged", "nan on rank 1 in step 3"),
+        "out_of_memory": ("out_of_memory", "OutOfMemory"),
+    }
+    runs = [faulty(fault) for fault in expected]
+    ran = optbench.run(sweep(tmp_path, [*runs, {"optimizer": "faulty:Halving", "lr": 0.05}]), "--json")
+    *rows, sound = ran.json["runs"]
+    assert [row["outcome"] for row in rows] == [outcome for outcome, _ in expected.values()]
+    for row, (_, words) in zip(rows, expected.values(), strict=True):
         assert words in row["reason"]
     assert ran.code == 1
     assert nothing_left(optbench.results)
     logs = optbench.results / rows[0]["run_id"] / "log"
     assert "the model broke on purpose" in (logs / "rank-1.log").read_text()
     assert "Segmentation fault" in (optbench.results / rows[2]["run_id"] / "log" / "rank-1.log").read_text()
-    record = optbench.show(rows[-1]["run_id"])
-    assert len(record["metrics"]["train_loss"]["series"]) == 6
-    assert record["metrics"]["train_loss"]["series"][-1] < record["metrics"]["train_loss"]["series"][0]
+    assert sound["outcome"] == "completed"
+    losses = optbench.show(sound["run_id"])["metrics"]["train_loss"]["series"]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
 
 
-def test_the_rank_that_left_is_blamed_and_not_the_one_that_lost_its_peer(optbench, tmp_path):
-    faults = {
-        "exits_quietly": "rank 1 exited with 0 before the run was over",
-        "calls_sys_exit": "rank 1, after 2 steps: SystemExit: 0 (in calls_sys_exit, faulty.py:",
-        "is_told_to_end": "rank 1 was killed by SIGTERM",
-        "torchrun_is_told_to_end": "torchrun was ended by SIGTERM, sent from outside",
-    }
+BLAMED = {
+    "exits_quietly": "rank 1 exited with 0 before the run was over",
+    "torchrun_is_told_to_end": "torchrun was ended by SIGTERM, sent from outside",
+}
+MORE_BLAMED = {
+    "exits": "exited with 7",
+    "calls_sys_exit": "rank 1, after 2 steps: SystemExit: 0 (in calls_sys_exit, faulty.py:",
+    "is_told_to_end": "rank 1 was killed by SIGTERM",
+}
+
+
+@pytest.mark.parametrize("faults", [BLAMED, pytest.param(MORE_BLAMED, marks=pytest.mark.exhaustive)], ids=len)
+def test_the_rank_that_left_is_blamed_and_not_the_one_that_lost_its_peer(optbench, tmp_path, faults):
     ran = optbench.run(sweep(tmp_path, [faulty(fault, turn_steps=1) for fault in faults]), "--json")
-    rows = ran.json["runs"]
-    for row, words in zip(rows, faults.values(), strict=True):
+    for row, words in zip(ran.json["runs"], faults.values(), strict=True):
         assert row["outcome"] == "failed"
         assert words in row["reason"]
     assert nothing_left(optbench.results)
 
 
-def test_out_of_tree_code_that_lingers_breaks_or_is_sound(optbench, tmp_path):
+def test_out_of_tree_code_that_lingers_or_breaks_is_a_row(optbench, tmp_path):
     runs = [
         faulty("leaves_a_thread", timeout_s=60.0),
         faulty("none", collectors=["timing", "faulty:BrokenCollector"]),
-        faulty("none", strategy="faulty:Replicas", strategy_options={"find_unused_parameters": True}),
+        {"optimizer": "faulty:RaisesInConstructor"},
         {"optimizer": "faulty:OwnNameForTheRate", "lr": 0.1},
-        {"optimizer": "faulty:OwnNameForTheRate", "optimizer_options": {"learning_rate": 0.2}},
     ]
     rows = optbench.run(sweep(tmp_path, runs), "--json").json["runs"]
-    assert [row["outcome"] for row in rows] == ["completed", "failed", "completed", "unsupported", "completed"]
+    assert [row["outcome"] for row in rows] == ["completed", "failed", "failed", "unsupported"]
     assert "the collector broke on purpose (in turn, faulty.py:" in rows[1]["reason"]
+    assert "no luck" in rows[2]["reason"]
     assert "takes no lr (it takes: learning_rate)" in rows[3]["reason"]
     assert nothing_left(optbench.results)
 
 
-@pytest.mark.parametrize("name", ["nowhere:Strategy", "faulty:NotAnOptimizer", "faulty:Nothing"])
-def test_a_strategy_that_is_none_is_explained_before_anything_starts(optbench, name):
-    words = ["--workload", "faulty:Faulty", "--nproc", "2", "--optimizer", "sgd/forloop", "--strategy", name]
-    ran = optbench.run(*words)
+def test_out_of_tree_code_that_is_sound_trains(optbench):
+    base = {"workload": "faulty:Faulty", "strategy": "ddp", "world_size": 2, "steps": 6}
+    options = {"strategy_options": {"find_unused_parameters": True}}
+    records = optbench.together(
+        {**base, "optimizer": "sgd/forloop", "strategy": "faulty:Replicas", **options},
+        {**base, "optimizer": "faulty:OwnNameForTheRate", "optimizer_options": {"learning_rate": 0.2}},
+    )
+    assert [record["outcome"] for record in records] == ["completed"] * 2, records
+
+
+def test_strategies_that_are_none_are_explained_before_anything_starts(optbench):
+    names = ["nowhere:Strategy", "faulty:NotAnOptimizer", "faulty:Nothing"]
+    asked = [word for name in names for word in ("--strategy", name)]
+    ran = optbench.run("--workload", "faulty:Faulty", "--nproc", "2", "--optimizer", "sgd/forloop", *asked)
     assert ran.code == 2
-    assert f"strategy {name}: " in ran.err
+    for name in names:
+        assert f"strategy {name}: " in ran.err
     assert "Traceback" not in ran.err
 
 
-@pytest.mark.parametrize("fault", ["hang", "fork_and_hang"])
+@pytest.mark.parametrize("fault", [pytest.param("hang", marks=pytest.mark.exhaustive), "fork_and_hang"])
 def test_a_hanging_rank_is_timed_out_with_the_stacks_of_all_ranks(optbench, tmp_path, fault):
-    ran = optbench.run(sweep(tmp_path, [faulty(fault, timeout_s=12.0)]), "--json")
+    ran = optbench.run(sweep(tmp_path, [faulty(fault, timeout_s=20.0)]), "--json")  # a busy machine starts slowly
     (row,) = ran.json["runs"]
     assert row["outcome"] == "timed_out"
-    assert "12" in row["reason"]
+    assert "20" in row["reason"]
     logs = optbench.results / row["run_id"] / "log"
     assert f"in {fault}" in (logs / "rank-1.log").read_text()
     assert "in _forward_backward" in (logs / "rank-0.log").read_text()
@@ -189,10 +183,9 @@ def wait_for(condition, limit_s: float = 60.0) -> None:
 
 
 @pytest.mark.parametrize("victim", ["optbench", "torchrun"])
-def test_no_rank_outlives_its_parents_killed_with_sigkill(optbench, tmp_path, victim):
-    file = sweep(tmp_path, [faulty("hang")])
+def test_no_rank_nor_its_child_outlives_parents_killed_with_sigkill(optbench, tmp_path, victim):
     process = subprocess.Popen(
-        optbench.command("run", file, "--results", str(optbench.results)),
+        optbench.command("run", sweep(tmp_path, [faulty("fork_and_hang")]), "--results", str(optbench.results)),
         cwd=optbench.cwd,
         env=optbench.environment(),
         stdout=subprocess.DEVNULL,
@@ -200,8 +193,8 @@ def test_no_rank_outlives_its_parents_killed_with_sigkill(optbench, tmp_path, vi
     )
     wait_for(lambda: len(ranks_that_began(optbench.results)) == 1)
     run_id = ranks_that_began(optbench.results)[0].name
-    members = processes.of_run(run_id)
-    assert len(members) == 3  # torchrun and two ranks
+    # torchrun, two ranks and the grandchild, which left its session
+    wait_for(lambda: len(processes.of_run(run_id)) == 4)
     if victim == "optbench":
         process.kill()
     else:
@@ -212,26 +205,7 @@ def test_no_rank_outlives_its_parents_killed_with_sigkill(optbench, tmp_path, vi
     (row,) = optbench("show", "--results", str(optbench.results), "--json").json["runs"]
     assert row["outcome"] == ("incomplete" if victim == "optbench" else "failed")
     if victim == "torchrun":
-        assert (
-            "torchrun was ended by SIGKILL"
-            in optbench("show", run_id, "--json", "--results", str(optbench.results)).json["reason"]
-        )
-
-
-def test_a_grandchild_that_left_its_session_does_not_outlive_a_killed_optbench(optbench, tmp_path):
-    process = subprocess.Popen(
-        optbench.command("run", sweep(tmp_path, [faulty("fork_and_hang")]), "--results", str(optbench.results)),
-        cwd=optbench.cwd,
-        env=optbench.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_for(lambda: len(ranks_that_began(optbench.results)) == 1)
-    run_id = ranks_that_began(optbench.results)[0].name
-    wait_for(lambda: len(processes.of_run(run_id)) == 4)  # torchrun, two ranks and the grandchild
-    process.kill()
-    process.wait(timeout=30)
-    wait_for(lambda: not processes.of_run(run_id), limit_s=10)
+        assert "torchrun was ended by SIGKILL" in optbench.show(run_id)["reason"]
 
 
 def test_a_read_only_results_folder_is_refused_before_anything_starts(optbench, tmp_path):

@@ -21,8 +21,6 @@ device = "cpu"
 lr = 0.01
 """
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.fixture
 def gate(optbench, tmp_path):
@@ -77,7 +75,7 @@ def test_this_checkout_holds_its_own_gate(optbench):
 LIVE = """
 name = "live"
 [gate]
-budget = "45 s"
+budget = "120 s"
 margin = "10 %"
 [baseline]
 path = "older"
@@ -90,6 +88,7 @@ device = "cpu"
 """
 
 
+@pytest.mark.alone
 def test_code_that_is_slower_than_the_baselines_checkout_regresses(gate, optbench, tmp_path, monkeypatch):
     """The whole way: two checkouts' worlds, a slowdown that only this one has, and what is kept of it."""
     root, older = Path(__file__).parents[2], tmp_path / "older"

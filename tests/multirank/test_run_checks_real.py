@@ -2,62 +2,61 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
+from conftest import Optbench
 
-RANKS = ("--nproc", "2")
-SMALL = ("--workload", "linear_regression", "--steps", "20")
+TWO = {"world_size": 2}
+LONGER = {"workload": "gpt", "steps": 8, "global_batch": 4}  # steps that last milliseconds
 
 FAULTS = {
     "one rank skips a step": (
-        ["--strategy", "faulty_runs:SkipsOnOneRank", *RANKS],
+        {"strategy": "faulty_runs:SkipsOnOneRank", **TWO},
         "check of replicas: after step 20",
     ),
     "ranks are seeded differently": (
-        ["--strategy", "faulty_runs:SeededDifferently", *RANKS],
+        {"strategy": "faulty_runs:SeededDifferently", **TWO},
         "check of replicas: before the first step",
     ),
     "shards are seeded differently": (
-        ["--workload", "lstm", "--strategy", "faulty_runs:ShardsSeededDifferently", *RANKS],
+        {"workload": "lstm", "strategy": "faulty_runs:ShardsSeededDifferently", **TWO},
         "check of initial values",
     ),
     "gradients are not averaged": (
-        ["--strategy", "faulty_runs:NotAveraged", *RANKS],
+        {"strategy": "faulty_runs:NotAveraged", **TWO},
         "check of replicas: after step 4",
     ),
-    "zero_grad before step": (["--strategy", "faulty_runs:ForgetsGradients", *RANKS], "check of work"),
+    "zero_grad before step": ({"strategy": "faulty_runs:ForgetsGradients", **TWO}, "check of work"),
     "gradients set to zero before step": (
-        ["--strategy", "faulty_runs:ZeroesGradients", "--optimizer", "adamw/foreach", *RANKS],
+        {"strategy": "faulty_runs:ZeroesGradients", "optimizer": "adamw/foreach", **TWO},
         "every gradient that reached the optimizer in the first steps was zero",
     ),
     "gradients of the first step for ever": (
-        ["--strategy", "faulty_runs:KeepsGradients", *RANKS],
+        {"strategy": "faulty_runs:KeepsGradients", **TWO},
         "that reached the optimizer in step 2 are those of step 1",
     ),
-    "step does nothing": (["--strategy", "faulty_runs:DoesNothing"], "no parameter of any rank changed"),
+    "step does nothing": ({"strategy": "faulty_runs:DoesNothing"}, "no parameter of any rank changed"),
     "no step of the last turn does anything": (
-        ["--strategy", "faulty_runs:StopsInTheEnd"],
+        {"strategy": "faulty_runs:StopsInTheEnd"},
         "no parameter of any rank changed in the last",
     ),
     "a thread goes on after the step": (
-        ["--strategy", "faulty_runs:ReturnsEarly"],
+        {"strategy": "faulty_runs:ReturnsEarly"},
         "check of step is over",
     ),
     "the engine ends its step early": (
-        ["--workload", "gpt", "--strategy", "faulty_runs:EndsBeforeTheStep"],
+        {"strategy": "faulty_runs:EndsBeforeTheStep", **LONGER},
         "check of clock: rank 0: the steps recorded take",
     ),
     "the clock leaves the step out": (
-        ["--workload", "gpt", "--set", 'collectors=["faulty_runs:ForgetfulClock"]'],
+        {"collectors": ["faulty_runs:ForgetfulClock"], **LONGER},
         "check of clock: rank 0: the steps recorded take",
     ),
     "every rank reads the same samples": (
-        ["--workload", "faulty_runs:SameForAll", "--strategy", "ddp", *RANKS],
+        {"workload": "faulty_runs:SameForAll", "strategy": "ddp", **TWO},
         "32 of the 64 samples of the global batch were read by no rank, 32 were read more than once",
     ),
     "ranks read the samples of another step": (
-        ["--workload", "faulty_runs:Jumps", "--strategy", "ddp", *RANKS],
+        {"workload": "faulty_runs:Jumps", "strategy": "ddp", **TWO},
         "64 of the 64 samples of the global batch were read by no rank",
     ),
 }
@@ -74,29 +73,40 @@ FIRST = (
 """One of each check; the others are tried exhaustively."""
 
 
-@pytest.mark.parametrize(
-    "fault", [each if each in FIRST else pytest.param(each, marks=pytest.mark.exhaustive) for each in FAULTS]
-)
-def test_a_run_with_a_planted_fault_is_wrong_and_says_why(optbench, fault):
-    words, reason = FAULTS[fault]
-    words = [*SMALL, "--optimizer", "sgd/forloop", *words] if "--optimizer" not in words else [*SMALL, *words]
-    ran = optbench.run(*_last_wins(words), "--no-verify", "--json")
-    (row,) = ran.json["runs"]
-    assert row["outcome"] == "wrong", row
-    assert reason in row["reason"]
-    assert ran.code == 4
-    checks = optbench.show(row["run_id"])["facts"]["checks"]
+def planted(names):
+    """Return the fields of runs with these faults."""
+    small = {"workload": "linear_regression", "optimizer": "sgd/forloop", "strategy": "single", "steps": 20}
+    return [{**small, "world_size": 1, **FAULTS[name][0]} for name in names]
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory):
+    runs = planted(FIRST)
+    return dict(zip(FIRST, Optbench(tmp_path_factory.mktemp("wrong") / "results").together(*runs), strict=True))
+
+
+def is_told(record, fault):
+    assert record["outcome"] == "wrong", record
+    assert FAULTS[fault][1] in record["reason"]
+    checks = record["facts"]["checks"]
     assert [name for name, found in checks.items() if found["verdict"] == "wrong"]
 
 
-def _last_wins(words):
-    """Keep of each repeated option the last value."""
-    chosen = dict(zip(words[::2], words[1::2], strict=True))
-    return [word for pair in chosen.items() for word in pair]
+@pytest.mark.parametrize("fault", FIRST)
+def test_a_run_with_a_planted_fault_is_wrong_and_says_why(wrong, fault):
+    is_told(wrong[fault], fault)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("fault", [each for each in FAULTS if each not in FIRST])
+def test_a_run_with_any_other_fault_is_wrong_too(optbench, fault):
+    (record,) = optbench.together(*planted([fault]))
+    is_told(record, fault)
 
 
 def test_a_wrong_run_shows_its_speed_nowhere(optbench):
-    words = [*SMALL, "--optimizer", "sgd/forloop", "--strategy", "faulty_runs:StopsInTheEnd", "--no-verify"]
+    words = ["--workload", "linear_regression", "--steps", "20", "--optimizer", "sgd/forloop"]
+    words += ["--strategy", "faulty_runs:StopsInTheEnd", "--no-verify"]
     ran = optbench.run(*words)
     assert ran.code == 4
     assert "wrong" in ran.out
@@ -113,30 +123,28 @@ def test_a_wrong_run_shows_its_speed_nowhere(optbench):
     assert "step_time_s" in lines
 
 
-@pytest.mark.parametrize(
-    ("strategy", "workloads"),
-    [
-        pytest.param("ddp", ("recommender",), marks=pytest.mark.exhaustive),
-        ("fsdp2", ("lstm", "cnn")),
-        pytest.param("zero-redundancy", ("cnn",), marks=pytest.mark.exhaustive),
-        pytest.param("zero2", ("recommender",), marks=pytest.mark.exhaustive),
-        ("zero3", ("lstm",)),
-    ],
-)
-def test_sound_runs_pass_every_check_that_applies(optbench, tmp_path, strategy, workloads):
-    runs = [{"workload": each} for each in workloads]
-    base = {"optimizer": "adamw/foreach", "strategy": strategy, "world_size": 2, "steps": 10, "accumulation": 2}
-    lines = ["[defaults]", *(f"{key} = {json.dumps(value)}" for key, value in base.items())]
-    for run in runs:
-        lines += ["[[runs]]", *(f"{key} = {json.dumps(value)}" for key, value in run.items())]
-        if run["workload"] == "recommender":
-            lines.append("workload_options = {sparse = false}")
-    (tmp_path / "sweep.toml").write_text("\n".join(lines))
-    rows = optbench.run(str(tmp_path / "sweep.toml"), "--no-verify", "--json").json["runs"]
-    assert {row["outcome"] for row in rows} <= {"completed", "unsupported"}, rows
-    assert any(row["outcome"] == "completed" for row in rows)
-    for row in rows:
-        if row["outcome"] == "completed":
-            checks = optbench.show(row["run_id"])["facts"]["checks"]
-            applied = {name for name, found in checks.items() if found["verdict"] == "passed"}
-            assert {"shards", "step is over", "samples", "work"} <= applied, checks
+SOUND = (("fsdp2", "lstm"), ("fsdp2", "cnn"), ("zero3", "lstm"))
+MORE_SOUND = (("ddp", "recommender"), ("zero-redundancy", "cnn"), ("zero2", "recommender"))
+
+
+def sound(strategy, workload):
+    base = {"optimizer": "adamw/foreach", "world_size": 2, "steps": 4, "accumulation": 2}
+    options = {"workload_options": {"sparse": False}} if workload == "recommender" else {}
+    return {**base, "strategy": strategy, "workload": workload, **options}
+
+
+def pass_every_check(records):
+    for record in records:
+        assert record["outcome"] == "completed", record
+        checks = record["facts"]["checks"]
+        applied = {name for name, found in checks.items() if found["verdict"] == "passed"}
+        assert {"shards", "step is over", "samples", "work"} <= applied, checks
+
+
+def test_sound_runs_pass_every_check_that_applies(optbench):
+    pass_every_check(optbench.together(*(sound(*each) for each in SOUND)))
+
+
+@pytest.mark.exhaustive
+def test_more_sound_runs_pass_every_check_that_applies(optbench):
+    pass_every_check(optbench.together(*(sound(*each) for each in MORE_SOUND)))
