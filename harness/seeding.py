@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
-import torch
-
 
 def seed_generators(seed: int) -> None:
     """Seed the generators of torch (all devices), of Python and of numpy.
@@ -14,6 +11,9 @@ def seed_generators(seed: int) -> None:
     Optimizers draw from each of them: stochastic rounding from torch's, the updates of a preconditioner from
     Python's or numpy's. Numpy takes 32 bits only, so it gets the seed's lower ones.
     """
+    import numpy as np
+    import torch
+
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # the generator that others draw from

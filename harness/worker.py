@@ -110,6 +110,19 @@ def _by_hand(plan: Path, results: Path) -> int:
     return code
 
 
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep Python's collector from walking, again and again, the objects that imports make, which all stay.
+
+    A sixth of a rank's CPU time to its first step (torch 2.13, CPU).
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def _wait_for_ranks(run: Path, world_size: int, limit_s: float = 30.0) -> None:
     """Wait until every rank's file has its end line; past the limit the manifest says which have none."""
     deadline = time.monotonic() + limit_s
@@ -173,10 +186,12 @@ class _Rank:
         self._writer.close()
 
     def _train(self) -> None:
-        import torch
+        with _collector_paused():
+            import torch
+            import torch._dynamo  # torch.optim's constructors import it
 
-        from harness import contract
-        from harness.checks.run import RunChecks
+            from harness import contract
+            from harness.checks.run import RunChecks
 
         spec = self._spec
         torch.set_num_threads(spec.threads or 1)

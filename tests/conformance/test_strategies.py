@@ -178,7 +178,7 @@ def unlike_norms(ran: worlds.Ran, expected: worlds.Ran) -> list[str]:
     return [f"{ran}: gradient norms {largest:.1e} from {expected}"] if largest > limit else []
 
 
-HANDS = 19
+HANDS = 41
 """Into which cells are dealt; a test plays one. Were it a divisor of the strategies, some would never come up."""
 
 
@@ -190,10 +190,10 @@ def dealt(names: Iterable[str], hands: int) -> list[tuple[str, str, int]]:
 
 
 def test_every_strategy_trains_the_same_curve_as_one_rank():
-    """One hand of the cells plain, one accumulated and clipped; adamw/foreach both; the rest exhaustively."""
+    """One hand of the cells plain, one accumulated and clipped, as all of adamw/foreach; the rest exhaustively."""
     specs = []
     for name, way, hand in dealt((name for name in typical() if not compiles(name)), HANDS):
-        if hand == 0 or name == "adamw/foreach":
+        if hand == 0:
             specs.append(cell(name, way, 2))
         if hand == 1 or name == "adamw/foreach":
             specs.append(cell(name, way, 2, accumulation=4, clip_norm=CLIP))
@@ -283,9 +283,7 @@ def shares(ran: worlds.Ran, category: str) -> list[int]:
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_optimizer_state_is_held_by_the_strategys_own_rule(ranks):
     """Summed over ranks it is what one rank holds; a rank's share is what the strategy predicts for it."""
-    names = [
-        name for name in ("adamw/foreach", "sgd-momentum/foreach", "adamw/deepspeed") if name in OPTIMIZERS.names()
-    ]
+    names = [name for name in ("adamw/foreach", "adamw/deepspeed") if name in OPTIMIZERS.names()]
     specs = [cell(name, way, ranks, steps=FEW, warmup_steps=1) for name in names for way in distributed()]
     wrong = []
     for ran, expected in trained([each.spec for each in planned(specs) if each.unsupported is None]):

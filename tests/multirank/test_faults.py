@@ -141,7 +141,7 @@ def test_a_hanging_rank_is_timed_out_with_the_stacks_of_all_ranks(optbench, tmp_
 
 
 def test_ctrl_c_keeps_what_is_finished_and_resume_goes_on(optbench, tmp_path):
-    file = sweep(tmp_path, [faulty("none"), faulty("hang"), faulty("none", seed=1)])
+    file = sweep(tmp_path, [faulty("none"), faulty("hang")])
     process = subprocess.Popen(
         [*optbench.command("run", file, "--results", str(optbench.results))],
         cwd=optbench.cwd,
@@ -166,7 +166,7 @@ def test_ctrl_c_keeps_what_is_finished_and_resume_goes_on(optbench, tmp_path):
     assert b'"fault":"hang"' in document
     resumed = optbench.run("--resume", "--json", env={"FAULTY_HANG_ONCE": "1"})
     outcomes = [row["outcome"] for row in resumed.json["runs"]]
-    assert outcomes == ["completed", "completed", "completed"]
+    assert outcomes == ["completed", "completed"]
     assert resumed.json["runs"][0]["run_id"] == rows[0]["run_id"]
 
 
