@@ -27,6 +27,7 @@ import harness
 from harness import system, user_path
 from harness.cache import cache_dir
 from harness.errors import InvalidInputError, Problem
+from harness.garbage import collection_paused
 from harness.machine import MACHINE_SCHEMA_VERSION, Constructor, Machine
 from harness.registry import OPTIMIZERS, Registry
 
@@ -287,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", action="store_true", help="look at the targets and workloads alone")
     words = parser.parse_args(arguments)
     skip = {target: reason for target, _, reason in (word.partition("=") for word in words.skip)}
-    with _standard_output() as output:
+    with _standard_output() as output, collection_paused():
         user_path.extend()
         from harness import inspection  # imports strangers' code: not before the output is safe
 

@@ -31,6 +31,7 @@ from harness.errors import (
     UnsupportedError,
     WrongAnswerError,
 )
+from harness.garbage import collection_paused
 from harness.interfaces import DataShard, Observed, World
 from harness.loop import steps, turns
 from harness.rankfile import RankWriter, read_rank_file
@@ -110,19 +111,6 @@ def _by_hand(plan: Path, results: Path) -> int:
     return code
 
 
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Keep Python's collector from walking, again and again, the objects that imports make, which all stay.
-
-    A sixth of a rank's CPU time to its first step (torch 2.13, CPU).
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def _wait_for_ranks(run: Path, world_size: int, limit_s: float = 30.0) -> None:
     """Wait until every rank's file has its end line; past the limit the manifest says which have none."""
     deadline = time.monotonic() + limit_s
@@ -186,7 +174,7 @@ class _Rank:
         self._writer.close()
 
     def _train(self) -> None:
-        with _collector_paused():
+        with collection_paused():
             import torch
             import torch._dynamo  # torch.optim's constructors import it
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from harness import user_path
 from harness.errors import OptbenchError, UnsupportedError
+from harness.garbage import collection_paused
 from harness.registry import OPTIMIZERS
 from harness.verification.certificate import Certificate
 from harness.verification.identity import Job, user_sources
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     options = parser.parse_args(arguments)
     user_path.extend()
-    import torch
+    with collection_paused():
+        import torch
+        import torch._dynamo  # torch.optim's constructors import it
 
     torch.set_num_threads(1)
     with options.out.open("a", encoding="utf-8") as lines:

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import subprocess
-import tempfile
 import textwrap
 import time
 import venv
@@ -98,24 +97,43 @@ class Other(torch.optim.AdamW):
         return super().step(closure)
 """
 
-pytestmark = pytest.mark.alone
+alone = pytest.mark.alone
+"""For what must come to a verdict: launches beside other tests' load would not count."""
+
+
+class User(Optbench):
+    """Runs in a folder of its own, with a folder for temporary files in it."""
+
+    def environment(self, **more):
+        return super().environment(TMPDIR=str(self.temporary), **more)
+
+    @property
+    def temporary(self):
+        return self.cwd / "temporary"
+
+    def ranks(self):
+        """Return the processes of arms that this user's comparisons have started."""
+        return [each for each in psutil.process_iter() if self._is_rank(each)]
+
+    def _is_rank(self, process):
+        try:
+            return baton.__file__ in process.cmdline() and process.environ().get("TMPDIR") == str(self.temporary)
+        except psutil.Error:
+            return False
+
+    def logs(self):
+        return list(self.temporary.glob("optbench-arms-*"))
 
 
 @pytest.fixture
 def user(tmp_path):
     """A folder of the user's with arms in it, and its store; nothing is left behind at the end."""
     (tmp_path / "mine.py").write_text(textwrap.dedent(ARMS), encoding="utf-8")
-    yield Optbench(tmp_path / "results", cwd=tmp_path)
-    assert not list(Path(tempfile.gettempdir()).glob("optbench-arms-*"))
-    left = [each for each in psutil.process_iter() if _is_rank(each)]
-    assert left == []
-
-
-def _is_rank(process):
-    try:
-        return baton.__file__ in process.cmdline()
-    except psutil.Error:
-        return False
+    user = User(tmp_path / "results", cwd=tmp_path)
+    user.temporary.mkdir()
+    yield user
+    assert user.logs() == []
+    assert user.ranks() == []
 
 
 def compare(user, *words):
@@ -127,6 +145,7 @@ def small(*arms, budget="14s"):
     return ("--workload", "linear_regression", "--nproc", "1", *named, "--budget", budget, "--no-self-check")
 
 
+@alone
 def test_a_planted_slowdown_is_found_and_the_analysis_can_be_redone(user):
     found = compare(user, *small("mine:Slow", "plain=mine:Slow", "adamw/forloop", budget="80s"), "--margin", "20%")
     same, fast = found.json["comparisons"]
@@ -142,6 +161,7 @@ def test_a_planted_slowdown_is_found_and_the_analysis_can_be_redone(user):
     assert compare(user, "--from", "latest").code == 4
 
 
+@alone
 def test_two_ranks_take_turns_and_another_checkout_can_be_an_arm(user, tmp_path):
     root = Path(__file__).parents[2]
     older = tmp_path / "older"
@@ -275,6 +295,7 @@ def test_bad_words_are_explained_with_the_remedy(user, tmp_path):
     assert "nowhere is no checkout of optbench" in found.err
 
 
+@alone
 def test_a_driver_that_is_killed_leaves_its_launches_in_the_store_and_no_process(user):
     words = ("--arm", "sgd/foreach", "--arm", "sgd/fused", "--budget", "90s", "--margin", "0", "--no-verify")
     with subprocess.Popen(
@@ -290,10 +311,10 @@ def test_a_driver_that_is_killed_leaves_its_launches_in_the_store_and_no_process
                 break
         driver.kill()
     deadline = time.monotonic() + 20
-    while any(map(_is_rank, psutil.process_iter())):
+    while user.ranks():
         assert time.monotonic() < deadline, "its ranks live on"
         time.sleep(0.1)
-    while list(Path(tempfile.gettempdir()).glob("optbench-arms-*")):
+    while user.logs():
         assert time.monotonic() < deadline, "its folder of logs is left"
         time.sleep(0.1)
     done = user("compare", "--from", "latest", "--json")
@@ -306,6 +327,7 @@ def launches_of(user, found):
     return json.loads((user.results / found.json["id"] / "manifest.json").read_text())["launches"]
 
 
+@alone
 def test_arms_that_do_not_fit_together_take_turns_in_abba_order(user):
     found = compare(user, *small("mine:Big", "same=mine:Big", budget="90s"), "--margin", "50%", "--no-verify")
     assert found.code in {0, 3}, found.err
@@ -323,6 +345,7 @@ def test_arms_that_do_not_fit_together_take_turns_in_abba_order(user):
     assert again.json["comparisons"] == found.json["comparisons"]
 
 
+@alone
 def test_every_launch_can_have_new_interpreters(user):
     found = compare(user, *small("adamw/forloop", "adamw/foreach", budget="160s"), "--margin", "90%", "--fresh")
     assert found.code in {0, 3}, found.err
