@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import subprocess
+import tempfile
 import textwrap
 import time
 import venv
@@ -102,14 +103,14 @@ alone = pytest.mark.alone
 
 
 class User(Optbench):
-    """Runs in a folder of its own, with a folder for temporary files in it."""
+    """Has a folder of its own, and one for temporary files, whose path is short enough for a socket's."""
+
+    def __init__(self, cwd, temporary):
+        super().__init__(cwd / "results", cwd)
+        self.temporary = Path(temporary)
 
     def environment(self, **more):
         return super().environment(TMPDIR=str(self.temporary), **more)
-
-    @property
-    def temporary(self):
-        return self.cwd / "temporary"
 
     def ranks(self):
         """Return the processes of arms that this user's comparisons have started."""
@@ -129,11 +130,11 @@ class User(Optbench):
 def user(tmp_path):
     """A folder of the user's with arms in it, and its store; nothing is left behind at the end."""
     (tmp_path / "mine.py").write_text(textwrap.dedent(ARMS), encoding="utf-8")
-    user = User(tmp_path / "results", cwd=tmp_path)
-    user.temporary.mkdir()
-    yield user
-    assert user.logs() == []
-    assert user.ranks() == []
+    with tempfile.TemporaryDirectory(prefix="optbench-user-") as temporary:
+        user = User(tmp_path, temporary)
+        yield user
+        assert user.logs() == []
+        assert user.ranks() == []
 
 
 def compare(user, *words):
