@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -15,6 +17,9 @@ import pytest
 from harness.plan import read_plan_file
 from harness.store import Store
 from launch import local
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("searching", max_examples=2000, deadline=None)
@@ -92,12 +97,8 @@ class Optbench:
         A world of its own takes longer to start than most of these runs to train. What each costs the process it
         is in must not matter to the test, nor how runs are started and ended.
         """
-        plans = self.results.parent / f"plans-{self.results.name}-{len(list(self.results.parent.iterdir()))}"
-        plans.mkdir(parents=True)
-        lines = []
-        for run in runs:
-            lines += ["[[runs]]", *(f"{key} = {_toml(value)}" for key, value in run.items())]
-        (plans / "sweep.toml").write_text("\n".join(lines), encoding="utf-8")
+        plans = Path(tempfile.mkdtemp(prefix="plans-", dir=self.results.parent))
+        (plans / "sweep.toml").write_text(sweep_file(runs), encoding="utf-8")
         planned = self("plan", str(plans / "sweep.toml"), "--write", str(plans), "--json")
         assert planned.code == 0, planned.err
         specs = [read_plan_file(plans / f"plan-{number}.json") for number in range(len(runs))]
@@ -116,6 +117,14 @@ class Optbench:
         )
         assert done.returncode == 0, done.stderr
         return [store.finish(folder.name).model_dump(mode="json") for folder in folders]
+
+
+def sweep_file(runs: Iterable[dict], **defaults: object) -> str:
+    """Return the text of a sweep's TOML file."""
+    lines = ["[defaults]", *(f"{key} = {_toml(value)}" for key, value in defaults.items())]
+    for run in runs:
+        lines += ["[[runs]]", *(f"{key} = {_toml(value)}" for key, value in run.items())]
+    return "\n".join(lines)
 
 
 def _toml(value: object) -> str:

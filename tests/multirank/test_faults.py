@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from conftest import sweep_file
 
 from harness import cgroup
 from launch import memory_kills, processes
@@ -23,21 +24,11 @@ if TYPE_CHECKING:
 FAULTY = ("--workload", "faulty:Faulty", "--strategy", "ddp", "--nproc", "2", "--steps", "6")
 
 
-def sweep(tmp_path, runs, **defaults) -> str:
+def sweep(tmp_path, runs) -> str:
     """Write a sweep of the faulty workload under ddp on two ranks."""
-    base = {"workload": "faulty:Faulty", "strategy": "ddp", "world_size": 2, "steps": 6, **defaults}
-    lines = ["[defaults]", *(f"{key} = {json.dumps(value)}" for key, value in base.items())]
-    for run in runs:
-        lines += ["[[runs]]", *(f"{key} = {_toml(value)}" for key, value in run.items())]
     path = tmp_path / "sweep.toml"
-    path.write_text("\n".join(lines))
+    path.write_text(sweep_file(runs, workload="faulty:Faulty", strategy="ddp", world_size=2, steps=6))
     return str(path)
-
-
-def _toml(value) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {json.dumps(inner)}" for key, inner in value.items()) + "}"
-    return json.dumps(value)
 
 
 def faulty(fault: str, **more) -> dict:
