@@ -10,7 +10,7 @@ ruff format --check .
 ruff check .
 mypy
 lint-imports
-# Twice: what minds nothing else on the machine by twos, then what times, counts or looks at everything by itself.
+# Twice: what minds nothing else on the machine by twos, then what times or looks at everything by itself.
 failed=1 none=5 # pytest's exit codes: tests failed; no test was chosen. Any other ends it: an interruption, say.
 first=0 second=0
 pytest --alone=not -n 2 --dist loadfile --no-loadscope-reorder "$@" || first=$?
