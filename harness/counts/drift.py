@@ -129,15 +129,23 @@ def _resident(samples: Sequence[Sample]) -> Iterator[Finding]:
 
 
 def _time(drift: RankDrift) -> Iterator[Finding]:
-    """Find growing step times; the process's CPU time must grow too, since neighbours slow the clock's."""
-    wall, cpu = (_time_growth(series) for series in (drift.step_time_s, drift.cpu_time_s))
-    if wall is not None and cpu is not None and min(wall[1], cpu[1]) > TIME_MARGIN:
-        text = f"step time: {wall[0]:+.3g} s a step, at least {wall[1]:.0%} of the median over the run"
+    """Find growing step times.
+
+    The process's CPU time must grow too, since neighbours slow the clock's; and faster than that of the same
+    arithmetic after each step, since cores change their speed.
+    """
+    relative = [step / fixed for step, fixed in zip(drift.cpu_time_s, drift.fixed_work_s, strict=True) if fixed]
+    wall, *others = map(_time_growth, (drift.step_time_s, drift.cpu_time_s, relative))
+    if wall is None:
+        return
+    least = min(0.0 if each is None else each[1] for each in (wall, *others))
+    if least > TIME_MARGIN:
+        text = f"step time: {wall[0]:+.3g} s a step, at least {least:.0%} of the median over the run"
         yield Finding(kind="step time", name="", per_step=wall[0], ranks=(), text=text)
 
 
 def _time_growth(times: Sequence[float]) -> tuple[float, float] | None:
-    """Return growth a step in seconds, and its lower bound over the whole run relative to the median."""
+    """Return growth a step, and its lower bound over the whole run relative to the median."""
     first = round(len(times) * WARM_UP_SHARE)
     length = (len(times) - first) // BLOCKS_OF_TIME
     if length < 1:

@@ -105,6 +105,8 @@ class RankDrift(_Frozen):
     """Of each step."""
     cpu_time_s: tuple[float, ...]
     """Of each step, all threads of the process."""
+    fixed_work_s: tuple[float, ...]
+    """CPU time of the same arithmetic after each step."""
 
 
 class RankResult(_Frozen):

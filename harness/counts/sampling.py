@@ -21,27 +21,31 @@ if TYPE_CHECKING:
 LOOKS = 9
 """Looks at what is alive, evenly over the run, beside the one at its start."""
 
+FIXED_WORK = 10_000
+"""Turns of an empty loop after each step, a fraction of a millisecond: their time tells what cores do."""
+
 
 def long_run(step: Callable[[], None], steps: int, device: torch.device) -> RankDrift:
     """Train ``steps`` steps and return what grew. All ranks must call it together."""
-    times, cpu = array("d", [0.0]) * steps, array("d", [0.0]) * steps
+    clocks = (array("d", [0.0]) * steps, array("d", [0.0]) * steps, array("d", [0.0]) * steps)
     looks = {round(steps * (each + 1) / LOOKS) for each in range(LOOKS)}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
-        _train(step, (times, cpu), looks, device, spool)
+        _train(step, clocks, looks, device, spool)
         spool.seek(0)
         samples = [Sample.model_validate_json(line) for line in spool]
-    return RankDrift(samples=_rising(samples), step_time_s=tuple(times), cpu_time_s=tuple(cpu))
+    times, cpu, fixed = map(tuple, clocks)
+    return RankDrift(samples=_rising(samples), step_time_s=times, cpu_time_s=cpu, fixed_work_s=fixed)
 
 
 def _train(
     step: Callable[[], None],
-    clocks: tuple[array[float], array[float]],
+    clocks: tuple[array[float], array[float], array[float]],
     looks: set[int],
     device: torch.device,
     spool: TextIO,
 ) -> None:
     """Train and write each look to a file at once: what this process keeps of it would be growth."""
-    times, cpu = clocks
+    times, cpu, fixed = clocks
     print(_look(0).model_dump_json(), file=spool)
     for number in range(len(times)):
         began, cpu_began = time.perf_counter(), time.process_time()
@@ -49,6 +53,10 @@ def _train(
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         times[number], cpu[number] = time.perf_counter() - began, time.process_time() - cpu_began
+        began = time.thread_time()
+        for _ in range(FIXED_WORK):
+            pass
+        fixed[number] = time.thread_time() - began
         if number + 1 in looks:
             print(_look(number + 1).model_dump_json(), file=spool)
 

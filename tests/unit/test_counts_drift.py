@@ -16,14 +16,19 @@ STEPS = 240
 
 
 def drift(
-    objects=lambda step: 5, rss=lambda step: 10**8, blocks=lambda step: 1000, time=lambda step: 0.01, cpu=None
+    objects=lambda step: 5,
+    rss=lambda step: 10**8,
+    blocks=lambda step: 1000,
+    time=lambda step: 0.01,
+    cpu=None,
+    fixed=lambda step: 1e-4,
 ):
     samples = tuple(
         Sample(step=step, rss_bytes=rss(step), blocks=blocks(step), tensors={}, objects={"dict": objects(step)})
         for step in range(0, STEPS + 1, 20)
     )
-    times = tuple(time(step) for step in range(STEPS))
-    return RankDrift(samples=samples, step_time_s=times, cpu_time_s=tuple(map(cpu or time, range(STEPS))))
+    wall, used, work = (tuple(map(each, range(STEPS))) for each in (time, cpu or time, fixed))
+    return RankDrift(samples=samples, step_time_s=wall, cpu_time_s=used, fixed_work_s=work)
 
 
 def kinds(*ranks):
@@ -75,8 +80,16 @@ def test_a_slower_clock_without_more_work_is_a_neighbours():
     assert kinds(drift(time=grows, cpu=lambda step: 0.01)) == []
 
 
+def test_a_core_that_slows_down_slows_other_work_as_well():
+    grows = lambda step: 1 + step / STEPS  # noqa: E731
+    slower = drift(time=lambda step: 0.01 * grows(step), fixed=lambda step: 1e-4 * grows(step))
+    assert kinds(slower) == []
+    both = drift(time=lambda step: 0.01 * grows(step) ** 2, fixed=lambda step: 1e-4 * grows(step))
+    assert kinds(both) == ["step time"]
+
+
 def test_too_few_looks_tell_nothing():
-    short = RankDrift(samples=drift().samples[-3:], step_time_s=(0.1,), cpu_time_s=(0.1,))
+    short = RankDrift(samples=drift().samples[-3:], step_time_s=(0.1,), cpu_time_s=(0.1,), fixed_work_s=(0.1,))
     assert not enough([short])
     assert not enough([])
     assert findings([short]) == []
