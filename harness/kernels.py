@@ -1,4 +1,4 @@
-"""Kernels that a library compiles on first use: built once, in one process, into a folder of the project's own.
+"""Kernels that a library compiles on first use: built once, by one process, into a folder of the project's own.
 
 Ranks never compile and never meet a lock file: they `load` what `ensure` built beforehand. Only the build process
 and `load` import DeepSpeed; everything else works without torch.
@@ -9,7 +9,6 @@ and `load` import DeepSpeed; everything else works without torch.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import functools
 import hashlib
@@ -26,11 +25,10 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import psutil
 
@@ -70,11 +68,9 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
 )
 """Name, as DeepSpeed calls the extension -> how it is built."""
 
-_STAMP = "built.json"
+STAMP = "built.json"
+"""In a kernel's folder once it is built: tells its file."""
 _POLL_S = 0.5
-_DEBUG_FLAG = "-g"
-"""Left out: the machine code is the same without it, and made in 6 to 7 tenths of the CPU time (GCC 12)."""
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def default_device() -> str:
@@ -162,7 +158,7 @@ def _processor_features() -> str:
 
 def built(name: str, device: str | None = None) -> Path | None:
     """Return the compiled extension's file, or None where it has not been built, or not to the end."""
-    stamp = kernel_folder(device) / name / _STAMP
+    stamp = kernel_folder(device) / name / STAMP
     try:
         file = Path(json.loads(stamp.read_text(encoding="utf-8"))["file"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -196,7 +192,7 @@ def load(name: str, device: str | None = None) -> ModuleType:
 def ensure(
     names: Sequence[str], announce: Callable[[str], None], device: str | None = None
 ) -> dict[str, str | None]:
-    """Build what is not built yet, in one process, while other optbench processes wait.
+    """Build what is not built yet, while other optbench processes wait.
 
     Args:
         names: keys of KERNELS.
@@ -294,7 +290,7 @@ def _build_elsewhere(
             filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")])
         ),
     }
-    command = [sys.executable, "-P", "-m", "harness.kernels", "build", str(os.getpid()), device, *names]
+    command = [sys.executable, "-P", "-m", "harness.kernel_builder", str(os.getpid()), device, *names]
     results: dict[str, str | None] = {}
     with (
         log.open("w", encoding="utf-8") as output,
@@ -317,7 +313,7 @@ def _build_elsewhere(
         finally:  # Ctrl-C included: the group does not get the terminal's signal
             if process.poll() is None:
                 process.send_signal(signal.SIGSTOP)  # so that it starts nothing meanwhile
-                _kill_below(process.pid)
+                kill_below(process.pid)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     reason = f"the build process ended with status {process.returncode}; its output: {log}"
@@ -335,60 +331,7 @@ def _report(line: str, folder: Path, announce: Callable[[str], None]) -> tuple[s
     return name, reason
 
 
-def _build_here(parent: int, device: str, names: Sequence[str]) -> None:
-    """Build each kernel in this process; a line of JSON about each goes to standard output, all else to logs."""
-    _die_with(parent)
-    report = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
-    for name in names:
-        with (folder / f"{name}.log").open("w", encoding="utf-8") as log:
-            os.dup2(log.fileno(), 1)  # compilers inherit these
-            os.dup2(log.fileno(), 2)
-            started = time.monotonic()
-            error = _build(name, folder)
-            sys.stdout.flush()
-            sys.stderr.flush()
-        told = {"name": name, "device": device, "error": error, "seconds": time.monotonic() - started}
-        print(json.dumps(told), file=report, flush=True)
-
-
-def _build(name: str, folder: Path) -> str | None:
-    """Compile one kernel and stamp it; return what went wrong."""
-    try:
-        accelerator: Any = importlib.import_module("deepspeed.accelerator").get_accelerator()
-        builder = accelerator.create_op_builder(KERNELS[name].builder)
-        if builder is None or builder.name != name:
-            return f"DeepSpeed has no {name} for {accelerator._name}"  # noqa: SLF001  # its only name
-        flags = list(builder.cxx_args())
-        builder.cxx_args = lambda: [flag for flag in flags if flag != _DEBUG_FLAG]
-        module = builder.load(verbose=True)
-        stamp = folder / name / _STAMP
-        stamp.parent.mkdir(exist_ok=True)
-        partial = stamp.with_suffix(".partial")
-        partial.write_text(json.dumps({"file": module.__file__}), encoding="utf-8")
-        partial.replace(stamp)
-    except Exception as error:  # noqa: BLE001  # compilers and libraries raise anything; the others go on
-        traceback.print_exc()
-        first = next(iter(str(error).strip().splitlines()), "")
-        return f"{type(error).__name__}: {first.removesuffix(': ')}"
-    return None
-
-
-def _die_with(parent: int) -> None:
-    """End this process and its compilers when the one that started it ends, however that happens."""
-
-    def end(*_: object) -> None:
-        _kill_below(os.getpid())
-        os.killpg(0, signal.SIGKILL)
-
-    signal.signal(signal.SIGTERM, end)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before we asked to be told
-        end()
-
-
-def _kill_below(pid: int) -> None:
+def kill_below(pid: int) -> None:
     """Kill what a process has started, and they in turn: ninja gives each compiler a process group of its own."""
     with contextlib.suppress(psutil.Error):
         root = psutil.Process(pid)
@@ -404,12 +347,8 @@ def _kill_below(pid: int) -> None:
 
 
 def main(words: Sequence[str], output: IO[str]) -> int:
-    """Run ``ensure NAME…``, or, for `ensure` itself, ``build PARENT DEVICE NAME…``."""
+    """Run ``ensure NAME…``."""
     verb, *names = words or ["help"]
-    if verb == "build":
-        parent, device, *names = names
-        _build_here(int(parent), device, names)
-        return 0
     if verb != "ensure" or not names:
         print(f"usage: python -m harness.kernels ensure NAME…  (names: {', '.join(KERNELS)})", file=output)
         return 2

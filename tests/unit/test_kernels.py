@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import kernels
+from harness import kernel_builder, kernels
 from harness.errors import UnsupportedError
 
 COMPILER = r"""#!/bin/sh
@@ -123,6 +123,26 @@ def test_a_failed_build_tells_where_the_compilers_output_is_and_the_others_go_on
     assert errors["cpu_adagrad"] in lines
 
 
+def test_sources_that_cannot_be_one_are_compiled_one_by_one(cache, compiler):
+    one = kernels.kernel_folder("cpu") / "cpu_lion.cpp"
+    compiler(f'case "$*" in *{one}*) echo defined twice; exit 1;; esac')
+    lines = []
+    assert kernels.ensure(["cpu_lion"], lines.append, "cpu") == {"cpu_lion": None}
+    assert [line.partition(" ")[0] for line in lines] == ["Compiling", "Compiled"]
+    assert kernels.built("cpu_lion", "cpu").parent.parent == one.parent
+
+
+@pytest.mark.skipif(kernel_builder.at_a_time() < 2, reason="this machine compiles one at a time")
+def test_kernels_are_compiled_side_by_side(cache, compiler, tmp_path):
+    """Each compiler waits until the other one has started."""
+    started = tmp_path / "started"
+    started.mkdir()
+    name = "$(echo $* | sed -n 's/.*TORCH_EXTENSION_NAME=\\([a-z_]*\\).*/\\1/p')"
+    wait = f"while [ $(ls {started} | wc -l) -lt 2 ]; do sleep 0.1; done"
+    compiler(f'case " $* " in *" -c "*) touch {started}/{name}; {wait};; esac')
+    assert set(kernels.ensure(["cpu_adagrad", "cpu_lion"], print, "cpu").values()) == {None}
+
+
 def test_a_second_process_says_that_it_waits_and_for_whom(cache, compiler, tmp_path):
     started = tmp_path / "started"
     compiler(f"touch {started}; while [ ! -e {tmp_path / 'go'} ]; do sleep 0.1; done")
@@ -153,7 +173,7 @@ def test_a_killed_build_leaves_no_process_and_its_lock_is_cleared(cache, compile
     assert (folder / "lock").exists()
     os.kill(first.pid, ending)
     first.communicate(timeout=60)
-    wait_for(lambda: not running("sleep\x0087.5") and not running(f"build\x00{first.pid}"))
+    wait_for(lambda: not running("sleep\x0087.5") and not running(f"harness.kernel_builder\x00{first.pid}"))
     assert kernels.built("cpu_lion", "cpu") is None
     compiler()
     lines = []
