@@ -8,6 +8,7 @@ every variation and on four ranks too.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from harness.registry import OPTIMIZERS, STRATEGIES, strategy
 from harness.spec import RunSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -131,38 +132,88 @@ def difference(losses: Sequence[float], expected: Sequence[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
 
 
-def trained(specs: Sequence[RunSpec]) -> list[tuple[worlds.Ran, worlds.Ran]]:
-    """Train cells and what they are compared with; return both."""
-    needed = {reference(spec).model_dump_json(): reference(spec) for spec in specs}
-    wanted = {kernel for spec in specs for kernel in OPTIMIZERS.get(spec.optimizer).traits.kernels}
-    wanted |= {
-        kernel for spec in specs for kernel in getattr(strategy(spec.strategy), "kernels", lambda _: ())(spec)
-    }
-    kernels.ensure(sorted(wanted), print, "cpu")
-    ran = worlds.run([*needed.values(), *specs], limit_s=3000)
-    references = dict(zip(needed, ran, strict=False))
-    for slow in sorted(ran, key=lambda each: -each.took_s)[:SLOWEST]:
-        print(f"{slow.took_s:.1f} s: {slow}")
-    return [(each, references[reference(each.spec).model_dump_json()]) for each in ran[len(needed) :]]
+Wanted = list[tuple[RunSpec, str | None]]
+"""Cells, each with the name of what is changed for it in world.PATCHES."""
+
+RAN: dict[tuple[str, str | None], worlds.Ran] = {}
+"""What was trained: cells that several tests look at are trained once."""
+
+
+def ran(wanted: Wanted) -> list[worlds.Ran]:
+    """Train what was not trained yet, in one world of each size; return all of it."""
+    new = {_key(*each): each for each in wanted if _key(*each) not in RAN}
+    if new:
+        specs = [spec for spec, _ in new.values()]
+        kernels.ensure(sorted({name for spec in specs for name in kernels_of(spec)}), print, "cpu")
+        found = worlds.run(specs, [patch for _, patch in new.values()], limit_s=3000)
+        RAN.update(zip(new, found, strict=True))
+        for slow in sorted(found, key=lambda each: -each.took_s)[:SLOWEST]:
+            print(f"{slow.took_s:.1f} s: {slow}")
+    return [RAN[_key(*each)] for each in wanted]
+
+
+def _key(spec: RunSpec, patch: str | None) -> tuple[str, str | None]:
+    return spec.model_dump_json(), patch
+
+
+def kernels_of(spec: RunSpec) -> list[str]:
+    return [
+        *OPTIMIZERS.get(spec.optimizer).traits.kernels,
+        *getattr(strategy(spec.strategy), "kernels", lambda _: ())(spec),
+    ]
+
+
+def able(specs: Iterable[RunSpec]) -> list[RunSpec]:
+    return [each.spec for each in planned(specs) if each.unsupported is None]
+
+
+def with_references(specs: Iterable[RunSpec]) -> Wanted:
+    return [(spec, None) for each in able(specs) for spec in (reference(each), each)]
+
+
+def trained(specs: Iterable[RunSpec]) -> list[tuple[worlds.Ran, worlds.Ran]]:
+    """Train the cells that the plan lets run and what they are compared with; return both."""
+    found = ran(with_references(specs))
+    return list(zip(found[1::2], found[::2], strict=True))
+
+
+def cells(wanted: Callable[[], Wanted]):
+    """Mark a test with the cells that it will ask for, so that all such tests share a world."""
+
+    def marked(test):
+        test.cells = wanted
+        return test
+
+    return marked
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_world(request):
+    """Train the cells of all marked tests that were chosen."""
+    chosen = [item.function for item in request.session.items if item.path == request.path]
+    ran([each for test in dict.fromkeys(chosen) if hasattr(test, "cells") for each in test.cells()])
 
 
 def faults(specs: Iterable[RunSpec]) -> list[str]:
     """Return a line for each cell that neither trains rightly nor says why it can't."""
-    cells = planned(specs)
-    mute = [f"{each.spec.optimizer} {each.spec.strategy}: no remedy" for each in cells if each.unsupported == ""]
-    found = list(mute)
-    for ran, expected in trained([each.spec for each in cells if each.unsupported is None]):
-        if ran.outcome == "unsupported" and ran.reason:
+    specs = list(specs)
+    found = [
+        f"{each.spec.optimizer} {each.spec.strategy}: no remedy"
+        for each in planned(specs)
+        if each.unsupported == ""
+    ]
+    for it, expected in trained(specs):
+        if it.outcome == "unsupported" and it.reason:
             continue
-        if ran.outcome != "completed":
-            found.append(f"{ran}: {ran.outcome}: {ran.reason}")
+        if it.outcome != "completed":
+            found.append(f"{it}: {it.outcome}: {it.reason}")
         elif expected.outcome != "completed":
-            found.append(f"{ran}: trains, but its reference does not: {expected}: {expected.reason}")
+            found.append(f"{it}: trains, but its reference does not: {expected}: {expected.reason}")
         else:
-            largest = difference(ran.losses, expected.losses)
-            if not largest <= bound(ran.spec):
-                found.append(f"{ran}: losses {largest:.1e} from {expected}, bound {bound(ran.spec):.0e}")
-            found += unlike_norms(ran, expected)
+            largest = difference(it.losses, expected.losses)
+            if not largest <= bound(it.spec):
+                found.append(f"{it}: losses {largest:.1e} from {expected}, bound {bound(it.spec):.0e}")
+            found += unlike_norms(it, expected)
     return found
 
 
@@ -189,47 +240,71 @@ def dealt(names: Iterable[str], hands: int) -> list[tuple[str, str, int]]:
     return [(name, way, number % hands) for number, (name, way) in enumerate(pairs)]
 
 
-def test_every_strategy_trains_the_same_curve_as_one_rank():
-    """One hand of the cells plain, one accumulated and clipped, as all of adamw/foreach; the rest exhaustively."""
+def of_curves() -> list[RunSpec]:
     specs = []
     for name, way, hand in dealt((name for name in typical() if not compiles(name)), HANDS):
         if hand == 0:
             specs.append(cell(name, way, 2))
         if hand == 1 or name == "adamw/foreach":
             specs.append(cell(name, way, 2, accumulation=4, clip_norm=CLIP))
-    assert faults(specs) == []
+    return specs
 
 
-def test_steps_that_compile_train_the_same_curve_as_one_rank():
+@cells(lambda: with_references(of_curves()))
+def test_every_strategy_trains_the_same_curve_as_one_rank():
+    """One hand of the cells plain, one accumulated and clipped, as all of adamw/foreach; the rest exhaustively."""
+    assert faults(of_curves()) == []
+
+
+def of_compiled() -> list[RunSpec]:
     compiled = sorted(filter(compiles, OPTIMIZERS.names()), key=lambda name: not name.startswith("adamw/"))
     first = {
         type(OPTIMIZERS.get(name)).__module__: name for name in reversed(compiled)
     }  # AdamW, where there is one
-    cells = dealt(first.values(), HANDS)
+    hands = dealt(first.values(), HANDS)
     always = {("adamw/compiled", "ddp"), ("adamw/compiled", "fsdp2"), ("adamw/compiled", "zero1")}
-    assert faults(cell(name, way, 2) for name, way, hand in cells if hand == 0 or (name, way) in always) == []
+    return [cell(name, way, 2) for name, way, hand in hands if hand == 0 or (name, way) in always]
 
 
+@cells(lambda: with_references(of_compiled()))
+def test_steps_that_compile_train_the_same_curve_as_one_rank():
+    assert faults(of_compiled()) == []
+
+
+def of_one_rank() -> list[RunSpec]:
+    return [cell("adamw/foreach", way, 1, clip_norm=CLIP) for way in distributed()]
+
+
+@cells(lambda: with_references(of_one_rank()))
 def test_one_rank_in_a_world_of_its_own_trains_the_same_curve():
-    assert faults(cell("adamw/foreach", way, 1, clip_norm=CLIP) for way in distributed()) == []
+    assert faults(of_one_rank()) == []
 
 
-def test_every_other_cell_trains_or_says_why_not():
+def of_others() -> list[RunSpec]:
     first = set(typical())
     names = [name for name in OPTIMIZERS.names() if name not in first and not compiles(name) and ":" not in name]
-    cells = dealt(names, HANDS)  # each optimizer under some; the exhaustive tier tries the rest
-    assert faults(cell(name, way, 2, steps=FEW, warmup_steps=1) for name, way, hand in cells if hand == 0) == []
+    hands = dealt(names, HANDS)  # each optimizer under some; the exhaustive tier tries the rest
+    return [cell(name, way, 2, steps=FEW, warmup_steps=1) for name, way, hand in hands if hand == 0]
 
 
-def test_every_precision_trains_or_says_why_not():
+@cells(lambda: with_references(of_others()))
+def test_every_other_cell_trains_or_says_why_not():
+    assert faults(of_others()) == []
+
+
+def of_precisions() -> list[RunSpec]:
     names = [name for name in typical() if not compiles(name)]
-    specs = [
+    return [
         cell(name, way, 2, steps=FEW, warmup_steps=1, precision=precision)
         for number, precision in enumerate(("tf32", "bf16", "bf16-pure", "bf16-master", "fp16"))
         for name, way, hand in dealt(names, HANDS)
         if hand == number
     ]
-    assert faults(specs) == []
+
+
+@cells(lambda: with_references(of_precisions()))
+def test_every_precision_trains_or_says_why_not():
+    assert faults(of_precisions()) == []
 
 
 @pytest.mark.exhaustive
@@ -244,24 +319,32 @@ def test_every_optimizer_under_every_strategy_in_every_precision(precision):
     assert faults(specs) == []
 
 
-def test_faults_of_the_way_are_seen_and_muons_distance_is_rounding_alone():
-    """Clipping left to DeepSpeed's default and LAMB forced through flat partitions part; exact Muon does not."""
-    pytest.importorskip("pytorch_optimizer")
+def of_planted() -> Wanted:
+    """Return clipping left to DeepSpeed's default and LAMB forced through flat partitions, each beside one rank.
+
+    After them Muon without its rounding, on one rank and under every strategy.
+    """
     unclipped = resolved(cell("sgd-momentum/foreach", "zero1", 2))
-    forced = resolved(cell("pytorch_optimizer:lamb", "zero1", 2))
-    assert planned([forced])[0].unsupported  # trained all the same, past the plan
-    muon = [cell("muon/forloop", way, 2) for way in distributed()]
-    able = [each.spec for each in planned(muon) if each.unsupported is None]
-    wanted = [(spec, "no-clipping-entry") for spec in (unclipped, reference(unclipped))]
+    forced = resolved(cell("pytorch_optimizer:lamb", "zero1", 2))  # past the plan, which refuses it
+    muon = able(cell("muon/forloop", way, 2) for way in distributed())
+    wanted: Wanted = [(spec, "no-clipping-entry") for spec in (unclipped, reference(unclipped))]
     wanted += [(forced, None), (reference(forced), None)]
-    wanted += [(spec, "muon-fp32") for spec in (reference(able[0]), *able)]
-    ran = worlds.run([spec for spec, _ in wanted], [patch for _, patch in wanted])
-    for red, alone in (ran[:2], ran[2:4]):
+    return wanted + [(spec, "muon-fp32") for spec in (reference(muon[0]), *muon)]
+
+
+@cells(lambda: of_planted() if importlib.util.find_spec("pytorch_optimizer") else [])
+def test_faults_of_the_way_are_seen_and_muons_distance_is_rounding_alone():
+    """Both planted faults part; exact Muon does not."""
+    pytest.importorskip("pytorch_optimizer")
+    wanted = of_planted()
+    assert planned([wanted[2][0]])[0].unsupported
+    found = ran(wanted)
+    for red, alone in (found[:2], found[2:4]):
         assert difference(red.losses, alone.losses) > 100 * BOUND
-    alone, *rest = ran[4:]
+    alone, *rest = found[4:]
     far = {str(each): difference(each.losses, alone.losses) for each in rest if each.outcome == "completed"}
     assert far
-    assert all(found <= BOUND for found in far.values()), far
+    assert all(distance <= BOUND for distance in far.values()), far
 
 
 @pytest.mark.exhaustive
@@ -280,28 +363,40 @@ def shares(ran: worlds.Ran, category: str) -> list[int]:
     return [rank["elements"].get(category, 0) for rank in ran.ranks]
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
-def test_optimizer_state_is_held_by_the_strategys_own_rule(ranks):
-    """Summed over ranks it is what one rank holds; a rank's share is what the strategy predicts for it."""
+def of_state(ranks: int) -> list[RunSpec]:
     names = [name for name in ("adamw/foreach", "adamw/deepspeed") if name in OPTIMIZERS.names()]
-    specs = [cell(name, way, ranks, steps=FEW, warmup_steps=1) for name in names for way in distributed()]
+    return [cell(name, way, ranks, steps=FEW, warmup_steps=1) for name in names for way in distributed()]
+
+
+@cells(lambda: with_references(of_state(2)))
+def test_optimizer_state_is_held_by_the_strategys_own_rule():
+    assert state_faults(2) == []
+
+
+@pytest.mark.exhaustive
+def test_four_ranks_hold_optimizer_state_by_the_strategys_own_rule():
+    assert state_faults(4) == []
+
+
+def state_faults(ranks: int) -> list[str]:
+    """Compare what ranks hold: summed it is what one rank alone holds, each as much as the strategy predicts."""
     wrong = []
-    for ran, expected in trained([each.spec for each in planned(specs) if each.unsupported is None]):
-        if ran.outcome != "completed":
+    for it, expected in trained(of_state(ranks)):
+        if it.outcome != "completed":
             continue
-        whole = shares(expected, "state")[0] or OPTIMIZERS.get(ran.spec.optimizer).traits.state_tensors * 62336
-        way = strategy(ran.spec.strategy)
+        whole = shares(expected, "state")[0] or OPTIMIZERS.get(it.spec.optimizer).traits.state_tensors * 62336
+        way = strategy(it.spec.strategy)
         parted = "state" in getattr(way, "partitioned", ())
-        whole *= int({**way.options, **ran.spec.strategy_options}.get("replicas", 1))  # of the model in the world
-        held = sum(shares(ran, "state")) if parted else max(shares(ran, "state"))
+        whole *= int({**way.options, **it.spec.strategy_options}.get("replicas", 1))  # of the model in the world
+        held = sum(shares(it, "state")) if parted else max(shares(it, "state"))
         if not whole <= held <= 1.1 * whole:  # a little more is padding
-            wrong.append(f"{ran}: {held} elements of state, {whole} on one rank")
-        for number, rank in enumerate(ran.ranks):
+            wrong.append(f"{it}: {held} elements of state, {whole} on one rank")
+        for number, rank in enumerate(it.ranks):
             if rank["predicted"] is None:
-                wrong.append(f"{ran}: no prediction")
+                wrong.append(f"{it}: no prediction")
                 continue
             for category in ("parameters", "gradients", "state", "master"):
                 told, seen = rank["predicted"]["held_bytes"].get(category), rank["held_bytes"].get(category, 0)
                 if told and category != "gradients" and abs(seen - told) > 0.1 * told:
-                    wrong.append(f"{ran}: rank {number} holds {seen} bytes of {category}, predicted {told}")
-    assert wrong == []
+                    wrong.append(f"{it}: rank {number} holds {seen} bytes of {category}, predicted {told}")
+    return wrong
