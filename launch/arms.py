@@ -45,6 +45,9 @@ MONITOR_S = 1
 ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 """Threads of a waiting arm must not spin beside the one that runs."""
 
+MOST_PAGES = 2**16
+"""Of the gap above what ranks load."""
+
 
 class ArmError(OptbenchError):
     """An arm could not start, died or hung; names it, and what its log says last."""
@@ -107,9 +110,11 @@ class Arms:
         self._processes.clear()
 
     def _start_all(self) -> None:
+        # Drawn for all arms together: what is drawn for each process alone would tell them apart.
+        gap, hash_seed = secrets.randbelow(MOST_PAGES) + 1, secrets.randbelow(2**32)
         for index, arm in enumerate(self.arms):
             try:
-                self._processes.append(self._start(index, arm))
+                self._processes.append(self._start(index, arm, gap, hash_seed))
             except OSError as error:
                 raise ArmError(f"arm {arm.name} cannot be started: {error}") from error
 
@@ -126,15 +131,21 @@ class Arms:
         self._start_all()
         return self.prepared()
 
-    def _start(self, index: int, arm: Arm) -> subprocess.Popen[bytes]:
+    def _start(self, index: int, arm: Arm, gap: int, hash_seed: int) -> subprocess.Popen[bytes]:
         spec = arm.spec
-        target = [str(Path(baton.__file__)), f"--socket={self._folder / 'baton'}", f"--arm={index}"]
+        target = [
+            str(Path(baton.__file__)),
+            f"--socket={self._folder / 'baton'}",
+            f"--arm={index}",
+            f"--gap={gap}",
+        ]
         target.append(f"--spec={spec.model_dump_json(exclude_defaults=True)}")
         target += [f"--path={arm.path}"] if arm.path else []
         logs = self._folder / f"torchrun-{index}"
         target = [f"--monitor-interval={MONITOR_S}", *target]  # torchrun's own word, which stands before the file
         words = local.torchrun(spec, target, local.free_port(), log_dir=logs, python=arm.python)
-        settings = local.environment(spec, self._marker, os.environ) | ASLEEP | arm.env
+        environment = {"PYTHONHASHSEED": str(hash_seed)} | dict(os.environ)
+        settings = local.environment(spec, self._marker, environment) | ASLEEP | arm.env
         return processes.start(words, settings, self._log(index))
 
     def _log(self, index: int) -> Path:

@@ -90,6 +90,11 @@ def common_warnings(comparison: Comparison) -> tuple[str, ...]:
             "the arms did not fit into memory together: they took turns as short launches in ABBA order, which "
             "drift of the machine reaches; intervals are wider"
         )
+    if any(facts.get("addresses_alike") is False for facts in comparison.facts):
+        found.append(
+            "the system draws the addresses of each program anew, whatever is asked: an arm may be half a percent "
+            "faster or slower for that, as long as its ranks live"
+        )
     found += _unproved(comparison)
     for index, arm in enumerate(comparison.arms):
         unsteady = sum(_is_unsteady(launch, index) for launch in valid)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import socket
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -86,6 +89,24 @@ def test_every_fork_lays_its_memory_out_anew() -> None:
     sizes = [tuple(len(block) for block in scatter() if isinstance(block, bytearray)) for _ in range(2)]  # type: ignore[arg-type]
 
     assert sizes[0] != sizes[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="addresses are Linux' matter")
+def test_programs_of_the_same_code_lie_at_the_same_addresses_and_keep_their_words() -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from launch import baton; alike = baton._addresses_alike(); "
+        "print(alike, sys.argv, baton.AGAIN in baton.os.environ, id(sys), open('/proc/self/maps').readline())"
+    )
+    words = [sys.executable, "-c", code, str(Path(__file__).parents[2]), "a word"]
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    told = {
+        subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout for _ in "ab"
+    }
+    if any(each.startswith("False") for each in told):
+        pytest.skip("this system does not let a process ask for it")
+    (same,) = told
+    assert same.startswith("True")
+    assert "'a word'] False" in same
 
 
 def test_code_that_came_from_somewhere_else_than_the_arms_checkout_is_refused(tmp_path, monkeypatch) -> None:

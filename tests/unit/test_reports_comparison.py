@@ -114,6 +114,13 @@ def test_launches_that_are_not_resident_are_no_warning_where_they_were_invalid()
     assert report(analysis(), quiet).warnings == ()
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_addresses_that_the_system_draws_for_each_arm_are_a_warning(alike):
+    facts = ({"addresses_alike": True}, {"addresses_alike": alike})
+    warnings = report(analysis(), comparison(facts=facts)).warnings
+    assert ["addresses" in each for each in warnings] == ([] if alike else [True])
+
+
 def test_arms_that_differ_in_checkout_interpreter_or_environment_say_so():
     arms = (
         Arm(name="main", spec=spec("adamw/fused"), path="/src/main"),
