@@ -38,6 +38,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    # Short ones last: no worker is left with a long file while the others have nothing to do.
+    items.sort(key=lambda item: HERE / "unit" in item.path.parents)
     wanted = config.getoption("--alone")
     if wanted is None:
         return

@@ -322,11 +322,12 @@ def test_every_optimizer_under_every_strategy_in_every_precision(precision):
 def of_planted() -> Wanted:
     """Return clipping left to DeepSpeed's default and LAMB forced through flat partitions, each beside one rank.
 
-    After them Muon without its rounding, on one rank and under every strategy.
+    After them Muon without its rounding, on one rank and under a strategy of each module.
     """
     unclipped = resolved(cell("sgd-momentum/foreach", "zero1", 2))
     forced = resolved(cell("pytorch_optimizer:lamb", "zero1", 2))  # past the plan, which refuses it
-    muon = able(cell("muon/forloop", way, 2) for way in distributed())
+    one_of_each = {type(strategy(way)).__module__: way for way in distributed()}
+    muon = able(cell("muon/forloop", way, 2) for way in one_of_each.values())
     wanted: Wanted = [(spec, "no-clipping-entry") for spec in (unclipped, reference(unclipped))]
     wanted += [(forced, None), (reference(forced), None)]
     return wanted + [(spec, "muon-fp32") for spec in (reference(muon[0]), *muon)]
@@ -364,8 +365,13 @@ def shares(ran: worlds.Ran, category: str) -> list[int]:
 
 
 def of_state(ranks: int) -> list[RunSpec]:
-    names = [name for name in ("adamw/foreach", "adamw/deepspeed") if name in OPTIMIZERS.names()]
-    return [cell(name, way, ranks, steps=FEW, warmup_steps=1) for name in names for way in distributed()]
+    ways = {"adamw/foreach": distributed(), "adamw/deepspeed": distributed()[::2]}
+    return [
+        cell(name, way, ranks, accumulation=4, clip_norm=CLIP)  # as others of the day
+        for name in ways
+        if name in OPTIMIZERS.names()
+        for way in ways[name]
+    ]
 
 
 @cells(lambda: with_references(of_state(2)))

@@ -173,7 +173,7 @@ def test_two_ranks_take_turns_and_another_checkout_can_be_an_arm(user, tmp_path)
     file.write_text(
         textwrap.dedent(f"""
         margin = "50 %"
-        budget = "120 s"
+        budget = "80 s"
         [defaults]
         workload = "linear_regression"
         optimizer = "adamw/foreach"
@@ -198,6 +198,7 @@ def test_two_ranks_take_turns_and_another_checkout_can_be_an_arm(user, tmp_path)
     stored = json.loads((user.results / found.json["id"] / "manifest.json").read_text(encoding="utf-8"))
     assert [Path(each["harness"]).parent for each in stored["facts"]] == [root, older]
     mine = sorted(os.sched_getaffinity(0))
+    assert len({each["addresses_alike"] for each in stored["facts"]}) == 1
     assert {tuple(each["cores"]) for each in stored["facts"]} == {tuple(mine[: max(1, len(mine) // 2)])}
 
 

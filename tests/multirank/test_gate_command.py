@@ -44,8 +44,6 @@ def test_a_baseline_is_written_then_holds_and_then_names_what_moved(gate, tmp_pa
     same = gate("--json", "--markdown", str(told))
     assert (same.code, same.json["verdict"]) == (0, "passed"), same.out
     assert "passed" in told.read_text(encoding="utf-8").splitlines()[0]
-    other = gate("--json", optimizer="planted:OneMoreOperator")
-    assert (other.code, other.json["verdict"]) == (4, "invalid")  # another optimizer is not the same cell, changed
     monkeypatch.setenv("PLANTED_OPERATOR", "1")
     moved = gate("--json")
     assert (moved.code, moved.json["verdict"]) == (1, "regressed"), moved.out
@@ -75,7 +73,7 @@ def test_this_checkout_holds_its_own_gate(optbench):
 LIVE = """
 name = "live"
 [gate]
-budget = "120 s"
+budget = "90 s"
 margin = "10 %"
 [baseline]
 path = "older"

@@ -10,7 +10,7 @@ import pytest
 
 from harness import kernels
 
-STEPS = 12
+STEPS = 8
 IMPLEMENTATIONS = ["forloop", "foreach", "fused", "compiled", "deepspeed", "deepspeed-cpu", "apex"]
 
 
