@@ -47,7 +47,7 @@ class Kernel:
     Attributes:
         builder: class of deepspeed.ops.op_builder that compiles it.
         devices: torch device types that it exists for.
-        seconds: what compiling takes on 2 idle cores (measured), or on a usual GPU host (documented).
+        seconds: what compiling takes on an idle core (measured), or on a usual GPU host (documented).
     """
 
     builder: str
@@ -274,10 +274,10 @@ def _build_elsewhere(
     names: Sequence[str], device: str, folder: Path, announce: Callable[[str], None]
 ) -> dict[str, str | None]:
     """Run the build process and pass its progress on."""
-    minutes = max(1, round(sum(KERNELS[name].seconds for name in names) / 60))
+    minutes = max(1, round(sum(KERNELS[name].seconds for name in names) / 2 / 60))
     announce(
         f"Compiling {', '.join(names)} for DeepSpeed, once, into {folder} "
-        f"(usually about {minutes} min on 2 idle cores, up to 4 min each on busy ones)"
+        f"(usually about {minutes} min on 2 idle cores, several times that on busy ones)"
     )
     log = folder / "build.log"
     environment = {
