@@ -163,6 +163,8 @@ def _addresses_alike() -> bool:
         return False
     personality = ctypes.CDLL(None).personality
     now = personality(ctypes.c_ulong(ASKED))
+    if now == -1:  # not even that may be asked
+        return False
     if now & ADDR_NO_RANDOMIZE:
         os.environ.pop(AGAIN, None)
         return True
