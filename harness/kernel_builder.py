@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from harness.kernels import KERNELS, STAMP, kill_below
+from harness.system import cores_usable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,8 +60,7 @@ def build(parent: int, device: str, names: Sequence[str]) -> None:
 
 def at_a_time() -> int:
     """Return how many compilers the cores and the free memory allow."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, psutil.virtual_memory().available // _COMPILER_BYTES))
+    return max(1, min(cores_usable(), psutil.virtual_memory().available // _COMPILER_BYTES))
 
 
 def _fork_build(name: str, folder: Path, report: int, *, as_one: bool) -> int:
