@@ -6,11 +6,11 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from harness import user_path
+from harness import cli_comparisons, user_path
 from harness.errors import CorruptFileError, InvalidInputError, OptbenchError, Problem
 from harness.verbs import here
 from harness.verbs import specs as options
@@ -24,7 +24,6 @@ from harness.verbs.console import (
     exit_code,
     output,
     print_json,
-    tell,
 )
 
 if TYPE_CHECKING:
@@ -46,11 +45,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
-Results = Annotated[Path, typer.Option("--results", metavar="DIR", help="The store.")]
-MachineFile = Annotated[
-    Path | None, typer.Option("--machine", metavar="FILE", help="Plan for the machine that this file describes.")
-]
 
 
 def main() -> NoReturn:
@@ -104,8 +98,8 @@ def list_(
         str,
         typer.Argument(metavar="KIND", help="workloads, optimizers, strategies, collectors, reports or sweeps."),
     ] = "",
-    as_json: Json = False,
-    machine_file: MachineFile = None,
+    as_json: options.Json = False,
+    machine_file: options.MachineFile = None,
 ) -> None:
     """List what can be named, and whether it can run here."""
     from harness.verbs import listing
@@ -119,7 +113,7 @@ def list_(
 
 @app.command()
 def doctor(
-    as_json: Json = False,
+    as_json: options.Json = False,
     write_machine: Annotated[
         Path | None,
         typer.Option("--write-machine", metavar="FILE", help="Describe this machine for plan --machine."),
@@ -152,14 +146,14 @@ def plan(
     lr: options.Lr = None,
     seed: options.Seed = None,
     settings: options.Settings = None,
-    machine_file: MachineFile = None,
+    machine_file: options.MachineFile = None,
     write: Annotated[
         Path | None, typer.Option("--write", metavar="DIR", help="Write each cell as a plan file for torchrun.")
     ] = None,
     whole: Annotated[
         bool, typer.Option("--matrix", help="Every optimizer under every strategy in every precision.")
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Print what would run and what is unsupported, and start nothing."""
     from harness.verbs.planning import command_line, command_lines, table, write_cells
@@ -223,7 +217,7 @@ def run(
     lr: options.Lr = None,
     seed: options.Seed = None,
     settings: options.Settings = None,
-    results: Results = Path("results"),
+    results: options.Results = Path("results"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a sweep: the latest, or the one named instead of a file.")
     ] = False,
@@ -241,7 +235,7 @@ def run(
             help="Prove each optimizer right before it runs, unless a certificate does.",
         ),
     ] = True,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Train every run of a sweep, or of the options given, and print the table."""
     from harness.store import Store
@@ -294,8 +288,8 @@ def verify(
         typer.Option("--like", metavar="ALGORITHM", help="Hold it to this algorithm's reference: adamw, say."),
     ] = None,
     anew: Annotated[bool, typer.Option("--anew", help="Believe no stored certificate.")] = False,
-    results: Results = Path("results"),
-    as_json: Json = False,
+    results: options.Results = Path("results"),
+    as_json: options.Json = False,
 ) -> None:
     """Prove optimizers right against float64 references; default: every registered one, over plain tensors."""
     from harness.registry import OPTIMIZERS
@@ -330,241 +324,8 @@ def verify(
     raise typer.Exit(exit_code(["completed" if each.outcome == "passed" else each.outcome for _, each in found]))
 
 
-@app.command()
-def compare(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[FILE.toml | RUN RUN…]",
-            help="A file of arms to run now; or stored runs, or two result folders.",
-        ),
-    ] = None,
-    arms: Annotated[
-        list[str] | None,
-        typer.Option("--arm", metavar="[NAME=]OPTIMIZER", help="One side, to run now. Repeatable."),
-    ] = None,
-    workload: options.Workload = None,
-    size: options.Size = None,
-    strategy: options.Strategy = None,
-    precision: options.Precision = None,
-    nproc: options.Nproc = None,
-    device: options.Device = None,
-    lr: options.Lr = None,
-    seed: options.Seed = None,
-    settings: options.Settings = None,
-    budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Of all of it: 120s, 4m. Default 120s.")
-    ] = None,
-    margin: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="Difference that does not matter. Default 2.5%.")
-    ] = None,
-    self_check: Annotated[
-        bool | None,
-        typer.Option(
-            "--self-check/--no-self-check",
-            help="Let the first arm's code ride along twice. Default: as the file says, else where CI is set.",
-        ),
-    ] = None,
-    different_training: Annotated[
-        bool, typer.Option("--allow-different-training", help="Compare arms whose losses part, too.")
-    ] = False,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For any one answer of an arm.")] = 300.0,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start every launch with new interpreters; slower, no surer.")
-    ] = False,
-    apart: Annotated[
-        bool, typer.Option("--apart", help="One arm in memory at a time, in ABBA order, from the start.")
-    ] = False,
-    stored: Annotated[
-        str | None, typer.Option("--from", metavar="ID", help="Analyse a stored comparison again; or latest.")
-    ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", envvar="OPTBENCH_VERIFY", help="Prove the arms right first.")
-    ] = True,
-    markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="MD", help="Write it for a pull request, too.")
-    ] = None,
-    svg: Annotated[Path | None, typer.Option("--svg", metavar="SVG", help="Write the forest plot, too.")] = None,
-    results: Results = Path("results"),
-    as_json: Json = False,
-) -> None:
-    """Compare arms live, interleaved on this machine, with an interval and a verdict; or stored runs."""
-    from harness.store import Store
-    from harness.verbs import arms as reading
-    from harness.verbs import compared, comparing
-
-    store = Store(results)
-    live = bool(arms) or (len(words or []) == 1 and str((words or [""])[0]).endswith(".toml"))
-    given = options.axes(
-        workload=workload,
-        size=size,
-        strategy=strategy,
-        precision=precision,
-        world_size=nproc,
-        device=device,
-        lr=lr,
-        seed=seed,
-    )
-    here.refuse_unwritable("--markdown", markdown)
-    here.refuse_unwritable("--svg", svg)
-    timeout = reading.timeout(timeout)
-    words_of_fields = {options.OPTION_WORDS.get(field, f"--{field}"): True for field in given}
-    idle = {**words_of_fields, "--set": settings, "--budget": budget, "--margin": margin}
-    if stored is not None:
-        compared.refuse_idle("--from", {**idle, "--arm": arms, " ".join(words or []): words})
-        name, comparison = comparing.load(store, stored)
-        raise typer.Exit(compared.show_stored(name, comparison, markdown, svg, as_json=as_json))
-    if not live:
-        compared.refuse_idle("stored runs", {**idle, "--svg": svg})
-        raise typer.Exit(compared.stored(words or [], store, markdown, as_json=as_json))
-    if arms and words:
-        raise InvalidInputError([Problem("--arm", f"beside {words[0]}", "name arms in the file or by --arm")])
-    found, told = (
-        (reading.from_words(arms, given, settings or []), {})
-        if arms
-        else reading.from_file(Path((words or [""])[0]), given, settings or [])
-    )
-    share = reading.margin(told.get("margin", "2.5%") if margin is None else margin)
-    budget_s = reading.seconds(told.get("budget", "120s") if budget is None else budget)
-    specs = [arm.spec for arm in found]
-    machine = here.machine(None, specs)
-    plan_found = here.plan(specs, machine)
-    sides = comparing.planned(found, plan_found)
-    store.check_writable()
-    proofs, wrong = comparing.proved(sides, plan_found, machine, store, tell, asked=verify)
-    if wrong is not None:
-        errors.print(f"optbench: not compared: {wrong}", markup=False, style="red")
-        raise typer.Exit(WRONG)
-    comparing.build_kernels(plan_found.cells, tell)
-    from launch import comparing as live_comparison
-
-    kept = comparing.Kept(store, tell)
-    comparison = live_comparison.compare(
-        sides,
-        margin=share,
-        budget_s=budget_s,
-        seed=sides[0].spec.seed,
-        self_check=reading.rides_along(told, os.environ.get("CI"), option=self_check),
-        timeout_s=timeout,
-        different_training=different_training,
-        fresh=fresh,
-        resident=not apart,
-        proofs=proofs,
-        told=tell,
-        kept=kept.keep,
-    )
-    kept.keep(comparison)
-    raise typer.Exit(compared.show(kept, comparison, markdown, svg, as_json=as_json))
-
-
-@app.command()
-def gate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML: cells, margins, baselines: docs/gate.md.")],
-    update_baseline: Annotated[
-        bool,
-        typer.Option("--update-baseline", help="Count every cell and write the baseline of counts; gate nothing."),
-    ] = False,
-    markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="MD", help="Write the verdict for a pull request, too.")
-    ] = None,
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify/--no-verify", envvar="OPTBENCH_VERIFY", help="Ask for a certificate of every optimizer."
-        ),
-    ] = True,
-    results: Results = Path("results"),
-    as_json: Json = False,
-) -> None:
-    """Say whether anything got worse: counts, drift, speed, memory, convergence, correctness; one verdict."""
-    from harness.gating.file import load
-    from harness.gating.model import EXIT_CODES
-    from harness.plan import name_checks
-    from harness.reports import gate as report
-    from harness.store import Store
-    from harness.verbs import gating
-    from launch.comparing import compare
-
-    here.refuse_unwritable("--markdown", markdown)
-    asked, store = load(file, name_checks()), Store(results)
-    specs = [cell.spec for cell in asked.cells]
-    machine = here.machine(None, specs)
-    verify = verify and asked.settings.verify
-    session = gating.Session(asked, here.plan(specs, machine), machine, store, tell, compare, verify=verify)
-    try:
-        if update_baseline:
-            changes, notes = gating.update(session)
-            if as_json:
-                print_json({"baseline": str(asked.baseline.counts), "changes": changes, "notes": notes})
-            else:
-                for line in [f"wrote {asked.baseline.counts}", *changes, *notes]:
-                    output.print(line, soft_wrap=True, markup=False)
-            return
-        store.check_writable()
-        found = gating.gate(session)
-    except OSError as error:
-        errors.print(f"optbench: cannot write {error.filename}: {error}", markup=False, style="red")
-        raise typer.Exit(FAILED) from error
-    if as_json:
-        print_json(report.document(found))
-    else:
-        output.print(report.render(found))
-    if markdown is not None:
-        markdown.write_text(report.markdown(found), encoding="utf-8")
-    raise typer.Exit(EXIT_CODES[found.verdict])
-
-
-@app.command()
-def selftest(
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--setting", metavar="SETTING", help="alone, neighbour, two-ranks. Repeatable. Default: all."
-        ),
-    ] = None,
-    launches: Annotated[int, typer.Option(min=36, help="In each setting's pool, which replays draw from.")] = 48,
-    gates: Annotated[
-        int, typer.Option(min=0, help="Complete live gates of each of four kinds, in each setting.")
-    ] = 20,
-    sittings: Annotated[
-        int, typer.Option(help="Of forked launches, set beside a third as many of fresh ones; two or more, or 0.")
-    ] = 6,
-    replays: Annotated[int, typer.Option(min=1, help="Of each kind.")] = 2000,
-    stored: Annotated[
-        list[str] | None,
-        typer.Option("--from", metavar="ID", help="Replay stored pools; run nothing. Repeatable."),
-    ] = None,
-    markdown: Annotated[Path | None, typer.Option(metavar="MD", help="Write the table as Markdown, too.")] = None,
-    results: Results = Path("results"),
-    as_json: Json = False,
-) -> None:
-    """Measure this machine's comparisons: false alarms, planted slowdowns, peers' methods. Hours; see --gates."""
-    from harness.store import Store
-    from harness.verbs import comparing, measuring
-    from launch.selftest import Setting
-
-    store = Store(results)
-    here.refuse_unwritable("--markdown", markdown)
-    known = get_args(Setting)
-    unknown = [each for each in settings or [] if each not in known]
-    if unknown:
-        raise InvalidInputError([Problem("--setting", f"no setting {unknown[0]}", ", ".join(known))])
-    if sittings == 1 or sittings < 0:
-        raise InvalidInputError(
-            [Problem("--sittings", f"{sittings} show no difference", "2 or more, or 0 for none")]
-        )
-    if stored:
-        rows = measuring.replayed("stored", [comparing.load(store, each)[1] for each in stored], replays)
-    else:
-        chosen: Any = list(dict.fromkeys(settings or known))
-        rows = measuring.measured(chosen, measuring.Amounts(launches, gates, sittings, replays), store, tell)
-    if as_json:
-        print_json(measuring.document(rows))
-    else:
-        output.print(measuring.table(rows))
-    if markdown is not None:
-        markdown.write_text(measuring.markdown(rows), encoding="utf-8")
-    raise typer.Exit(1 if any(row.met is False for row in rows) else 0)
+for verb in (cli_comparisons.compare, cli_comparisons.gate, cli_comparisons.selftest):
+    app.command()(verb)
 
 
 @app.command()
@@ -573,8 +334,8 @@ def show(
         str | None,
         typer.Argument(metavar="[RUN|SWEEP]", help="An id, its beginning, or latest; default: list all."),
     ] = None,
-    results: Results = Path("results"),
-    as_json: Json = False,
+    results: options.Results = Path("results"),
+    as_json: options.Json = False,
 ) -> None:
     """Show a run with all its metrics, a sweep's table, or the list of runs."""
     from harness.reports.standing import results_of

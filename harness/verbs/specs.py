@@ -1,4 +1,4 @@
-"""The options that say what to run, shared by ``run`` and ``plan``."""
+"""The options that several verbs share, and what those that say what to run ask for."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def _number(text: str) -> float | str:
         return text
 
 
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
+Results = Annotated[Path, typer.Option("--results", metavar="DIR", help="The store.")]
+MachineFile = Annotated[
+    Path | None, typer.Option("--machine", metavar="FILE", help="Plan for the machine that this file describes.")
+]
 Sweeps = Annotated[
     list[str] | None, typer.Argument(metavar="SWEEP", help="TOML files, or names of the sweeps that ship.")
 ]
