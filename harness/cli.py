@@ -58,6 +58,7 @@ def main() -> NoReturn:
     except typer.Exit as error:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
+        errors.print("optbench: interrupted", style="red")
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, head say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -114,7 +114,9 @@ def compare(
     plan_found = here.plan(specs, machine)
     sides = comparing.planned(found, plan_found)
     store.check_writable()
-    proofs, wrong = comparing.proved(sides, plan_found, machine, store, tell, asked=verify)
+    for line in comparing.alike(sides):
+        tell(line)
+    proofs, wrong = comparing.proved(sides, plan_found, machine, store, tell, asked=verify, timeout_s=timeout)
     if wrong is not None:
         errors.print(f"optbench: not compared: {wrong}", markup=False, style="red")
         raise typer.Exit(WRONG)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import select
+import signal
 import socket
 import tempfile
 import time
@@ -33,7 +34,10 @@ MESSAGE_S = 30.0
 END_S = 10.0
 """How long a launch's processes may take to go."""
 
-CONSEQUENCES = ("closed by peer", "a rank died", "Connection re", "Broken pipe")
+DIED = "a rank died"
+"""Of a process whose line ended without a word."""
+
+CONSEQUENCES = ("closed by peer", DIED, "Connection re", "Broken pipe")
 """What ranks say whose peer is gone."""
 
 POLL_S = 0.25
@@ -79,6 +83,7 @@ class Arms:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ranks: dict[tuple[int, int], baton.Line] = {}
         self._children: dict[tuple[int, int], baton.Line] = {}
+        self._rank_of: dict[baton.Line, int] = {}
         self._number = -1
         self.environment: dict[str, Any] = {}
         self._kills = memory_kills.count()
@@ -185,7 +190,7 @@ class Arms:
                 its peers were gone: they are given a moment to tell.
         """
         waiting, found = dict(lines), []
-        failures: list[tuple[int, str]] = []
+        failures: list[tuple[int, str, int | None]] = []
         timeout_s = timeout_s or self._timeout_s
         deadline = time.monotonic() + timeout_s
         while waiting or new:
@@ -198,7 +203,7 @@ class Arms:
                 arm = waiting.pop(line)
                 message = _received(line, when)
                 if "reason" in message:
-                    failures.append((arm, message["reason"]))
+                    failures.append((arm, message["reason"], self._rank_of.get(line)))
                     deadline = min(deadline, time.monotonic() + GRACE_S)
                 else:
                     found.append((line, message))
@@ -228,6 +233,7 @@ class Arms:
         message = _received(line, "as it connected")
         if "reason" in message:
             raise ArmError(f"{message['reason']}:\n{self._tails()}")
+        self._rank_of[line] = int(message["rank"])
         return line, int(message["arm"])
 
     def _hung(self, arms: Sequence[int], when: str, timeout_s: float) -> ArmError:
@@ -290,6 +296,7 @@ class Arms:
             # What they held is free only when they are gone. A helper of theirs may keep the line open.
             line.gone(END_S)
             line.close()
+            self._rank_of.pop(line, None)
         self._children.clear()
         return peaks, facts
 
@@ -300,14 +307,31 @@ class Arms:
         try:
             line.send(kind, **fields)
         except OSError as error:
-            raise self._error(index, "a rank has died") from error
+            raise self._error(index, f"{DIED} before its turn", self._rank_of.get(line)) from error
 
-    def _error(self, index: int, what: str) -> ArmError:
-        text = f"arm {self.arms[index].name} {what}\n{self._tail(index)}".rstrip()
-        killed = "died" in what and memory_kills.count() != self._kills
+    def _error(self, index: int, what: str, rank: int | None = None) -> ArmError:
+        died = DIED in what
+        ending = self._how_it_ended(index, rank) if died and rank is not None else ""
+        text = f"arm {self.arms[index].name}: {what}{ending}\n{self._tail(index)}".rstrip()
+        killed = died and memory_kills.count() != self._kills
         if killed:
             text = f"{text}\nthe kernel killed a process for memory meanwhile"
         return OutOfMemoryError(text) if killed or any(words in text for words in NO_MEMORY) else ArmError(text)
+
+    def _how_it_ended(self, index: int, rank: int) -> str:
+        """Return how a process of the rank ended, as the one that had forked it tells in a moment; or nothing."""
+        line = self._ranks.get((index, rank))
+        deadline = time.monotonic() + GRACE_S
+        while line is not None and (left_s := deadline - time.monotonic()) > 0:
+            if not line.has_message() and not select.select([line.connection], [], [], left_s)[0]:
+                break
+            message = _received(line, "")
+            if "reason" in message:  # it has ended itself
+                break
+            if message["kind"] == "lost" and message["number"] == self._number:
+                code = int(message["code"])
+                return f": killed by {_signal(-code)}" if code < 0 else f": ended with code {code}"
+        return ""
 
     def _tails(self) -> str:
         return "\n".join(self._tail(index) for index in range(len(self.arms)))
@@ -324,13 +348,20 @@ def _received(line: baton.Line, when: str) -> dict[str, Any]:
     try:
         message = line.receive(MESSAGE_S)
     except (EOFError, TimeoutError, ValueError):
-        return {"reason": f"a rank died {when}"}
+        return {"reason": f"{DIED} {when}"}
     if message["kind"] == "refused":
         return {"reason": f"cannot run: {message['reason']}"}
     return message
 
 
-def _is_consequence(failure: tuple[int, str]) -> bool:
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _is_consequence(failure: tuple[int, str, int | None]) -> bool:
     return any(words in failure[1] for words in CONSEQUENCES)
 
 

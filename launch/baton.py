@@ -7,7 +7,7 @@ A rank that torchrun started imports torch, connects to the driver's socket and 
 child inherits neither threads nor a device. Messages are lines of JSON; who waits for one sleeps.
 
 to a rank: ``launch {number, port}``: fork a child, which joins the others and builds the engine; ``end``.
-from a rank: ``hello {arm, rank, protocol, …}``, or ``refused {reason}``.
+from a rank: ``hello {arm, rank, protocol, …}``, or ``refused {reason}``; ``lost {number, code}``, a child.
 to a child: ``turn {lead, steps}``: a barrier, untimed steps, timed steps; ``end``: tell the peak and exit.
 from a child: ``built``, ``turned {step_time_s, …}``, ``ended {peak_memory_bytes, …}``; ``failed {reason}``.
 Ranks and children alike say ``here {arm, rank}`` first.
@@ -140,17 +140,21 @@ def main() -> int:
         driver.send("refused", arm=options.arm, rank=rank, reason=f"{type(error).__name__}: {error}")
         return 1
     driver.send("hello", arm=options.arm, rank=rank, protocol=PROTOCOL, addresses_alike=alike, **about)
+    children: dict[int, int] = {}
+    signal.signal(signal.SIGCHLD, lambda *_: _reap(driver, children))
     while True:
         try:
             message = driver.receive()
         except EOFError:
             return 0
-        _reap()
         if message["kind"] == "end":
             return 0
-        if os.fork() == 0:
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             driver.close()
             os._exit(_child(options, rank, message))
+        children[child] = message["number"]
 
 
 def _addresses_alike() -> bool:
@@ -174,11 +178,14 @@ def _addresses_alike() -> bool:
     return False
 
 
-def _reap() -> None:
+def _reap(driver: Line, children: dict[int, int]) -> None:
+    """Tell the driver of children that have ended otherwise than well; what a dead one cannot tell itself."""
     try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            code = os.waitstatus_to_exitcode(ended[1])
+            if code:
+                driver.send("lost", number=children.get(ended[0]), code=code)
+    except OSError:  # no child is left, or no driver
         pass
 
 

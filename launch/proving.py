@@ -27,12 +27,13 @@ QUIET_S = 240.0
 """A proof takes seconds, one that compiles up to a minute; past this it hangs."""
 
 
-def prove(jobs: Sequence[Job], done: Callable[[Job, Certificate], None]) -> None:
+def prove(jobs: Sequence[Job], done: Callable[[Job, Certificate], None], quiet_s: float = QUIET_S) -> None:
     """Make every proof, and hand over each certificate as it is made.
 
     Args:
         jobs: what to prove; those over plain tensors share one process, those of one world size a world.
         done: told each job and its certificate; a process that died or hung gives one with outcome ``failed``.
+        quiet_s: seconds without a certificate after which a process hangs.
 
     Raises:
         KeyboardInterrupt: passed on once all processes have ended.
@@ -41,7 +42,7 @@ def prove(jobs: Sequence[Job], done: Callable[[Job, Certificate], None]) -> None
         waiting = list(group)
         while waiting:
             made = 0
-            for line in _lines(waiting):
+            for line in _lines(waiting, quiet_s):
                 done(waiting[made], _certificate(waiting[made], line))
                 made += 1
             waiting = waiting[made:]
@@ -70,7 +71,7 @@ def _certificate(job: Job, line: dict[str, Any]) -> Certificate:
     return Certificate.model_validate({**known, **line})
 
 
-def _lines(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+def _lines(jobs: Sequence[Job], quiet_s: float) -> Iterator[dict[str, Any]]:
     """Yield a line a job until the process ends; the job that ended it early gets a line that says how."""
     with tempfile.TemporaryDirectory(prefix="optbench-proofs-") as folder:
         out, log = Path(folder) / "certificates.jsonl", Path(folder) / "log"
@@ -85,7 +86,7 @@ def _lines(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
         try:
             with processes.guarded(marker):
                 code: int | None = None
-                for line in _watched(process, out):
+                for line in _watched(process, out, quiet_s):
                     told += 1
                     told_why = line["outcome"] == "failed"
                     yield line
@@ -94,7 +95,7 @@ def _lines(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
             processes.end(marker, process)
         # A world ends after a proof that failed, of which it has told; the next job has no part in that.
         if told < len(jobs) and not told_why:
-            yield {"outcome": "failed", "reason": _ended(code, log)}
+            yield {"outcome": "failed", "reason": _ended(code, log, quiet_s)}
 
 
 def _words(job: Job, asked: Path, out: Path, folder: Path) -> list[str]:
@@ -104,7 +105,7 @@ def _words(job: Job, asked: Path, out: Path, folder: Path) -> list[str]:
     return local.torchrun(job.spec, target, local.free_port(), log_dir=folder / "torchrun")
 
 
-def _watched(process: subprocess.Popen[bytes], out: Path) -> Iterator[dict[str, Any]]:
+def _watched(process: subprocess.Popen[bytes], out: Path, quiet_s: float) -> Iterator[dict[str, Any]]:
     """Yield the lines of a growing file until the process has ended or written nothing for too long."""
     offset, last = 0, time.monotonic()
     while True:
@@ -116,15 +117,15 @@ def _watched(process: subprocess.Popen[bytes], out: Path) -> Iterator[dict[str, 
             yield json.loads(line)
         if whole:
             offset, last = offset + len(whole) + 1, time.monotonic()
-        if ended or time.monotonic() - last > QUIET_S:
+        if ended or time.monotonic() - last > quiet_s:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(POLL_S)
 
 
-def _ended(code: int | None, log: Path) -> str:
+def _ended(code: int | None, log: Path, quiet_s: float) -> str:
     if code is None:
-        return f"the proof wrote nothing for {QUIET_S:g} s and was ended"
+        return f"the proof wrote nothing for {quiet_s:g} s and was ended"
     told = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     last = f": {told[-1][:300]}" if told else ""
     if code < 0:

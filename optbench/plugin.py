@@ -54,14 +54,19 @@ class Bench:
 
         benchmark = self._request.getfixturevalue("benchmark")
         asked = {"workload": "gpt", **self._fields, **fields, "optimizer": name}
+        unsupported, wrong = None, None
         try:
             with stepping.stepped(asked) as (step, about):
                 benchmark.extra_info.update(about)
                 return benchmark(step)
         except UnsupportedError as error:
-            pytest.skip(f"{name}: {error}")
+            unsupported = f"{name}: {error}"
         except InvalidInputError as error:
-            pytest.fail(str(error), pytrace=False)
+            wrong = str(error)
+        # Out here, so that pytest does not show what was caught as well.
+        if unsupported is not None:
+            pytest.skip(unsupported)
+        pytest.fail(wrong or "", pytrace=False)
 
     def assert_not_slower(
         self, candidate: Callable[[], object], baseline: Callable[[], object], **options: Any

@@ -179,15 +179,19 @@ def _with_stalls(estimate: Estimate, launches: Sequence[Launch], arm: int) -> Es
 
 
 def _amdahl(metrics: dict[str, Estimate]) -> str | None:
-    """Return the line that tells the optimizer's ratio from the step's."""
+    """Return the line that tells the optimizer's ratio from the step's; None: neither differs beyond doubt."""
     optimizer, step = metrics.get("optimizer"), metrics[STEP_TIME]
     if optimizer is None or optimizer.ratio is None or step.ratio is None:
         return None
-    return f"the optimizer {_times_faster(optimizer.ratio)}, the step {_times_faster(step.ratio)}"
+    if {optimizer.verdict, step.verdict}.isdisjoint({"faster", "slower"}):
+        return None  # neither is told from nothing
+    return f"the optimizer {_times_faster(optimizer)}, the step {_times_faster(step)}"
 
 
-def _times_faster(ratio: float) -> str:
-    return f"is {1 / ratio:.2f}x faster" if ratio <= 1 else f"is {ratio:.2f}x slower"
+def _times_faster(found: Estimate) -> str:
+    if found.ratio is None or found.verdict not in {"faster", "slower"}:
+        return f"is {found.verdict}"
+    return f"is {1 / found.ratio:.2f}x faster" if found.ratio <= 1 else f"is {found.ratio:.2f}x slower"
 
 
 def _payback(launches: Sequence[Launch], arm: int, step: Estimate) -> int | None:

@@ -73,11 +73,14 @@ def design(
             Problem(
                 "--budget",
                 f"{asked.budget_s:g} s end before the first look at the data",
-                f"{LOOKS[-1][0]} launches of {least} rounds need --budget {math.ceil(needed * 1.1)}s here",
+                f"{LOOKS[-1][0]} launches of {least} rounds need --budget {math.ceil(needed * HEADROOM)}s here",
             )
         ]
     )
 
+
+HEADROOM = 1.3
+"""Of the budget that a refusal names: the next start and the next steps are no faster for being asked again."""
 
 SPREAD = 0.005
 """Between launches of the same code, of the log ratio, however many turns they have: two processes differ."""

@@ -14,7 +14,7 @@ GATE_VERSION = 1
 Verdict = Literal["passed", "regressed", "inconclusive", "invalid"]
 """``invalid``: there is no evidence to judge by, or none to believe: a wrong answer, an unlike baseline."""
 
-Axis = Literal["correctness", "counts", "drift", "speed", "memory", "convergence"]
+Axis = Literal["correctness", "counts", "drift", "speed", "memory", "convergence", "self-check"]
 
 RANKING: tuple[Verdict, ...] = ("invalid", "regressed", "inconclusive", "passed")
 """The first of these that any row has is the gate's: a pass needs every row's."""

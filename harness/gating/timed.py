@@ -136,11 +136,11 @@ def _self_checks(each: Compared) -> Iterable[Row]:
             alarm = pair.verdict in {"faster", "slower"}
             step = pair.metrics.get(STEP_TIME)
             yield Row(
-                axis="speed",
+                axis="self-check",
                 cell=each.cell,
-                what="self-check: the same code twice",
+                what="the same code twice",
                 verdict="invalid" if alarm else "passed",
-                detail=f"the same code came out {pair.verdict}" if alarm else pair.verdict,
+                detail=f"the same code came out {pair.verdict}" if alarm else f"no alarm: {pair.verdict}",
                 remedy="this machine cannot be trusted now; run the gate again when it is quieter"
                 if alarm
                 else None,

@@ -21,6 +21,7 @@ def document(analysis: Analysis, comparison: Comparison) -> dict[str, Any]:
         "alpha": finite(design.alpha),
         "spent_s": finite(analysis.spent_s),
         "budget_s": finite(design.budget_s),
+        "arms": [_arm(comparison, index) for index in range(len(comparison.arms))],
         "comparisons": [_pair(pair, analysis) for pair in analysis.pairs],
         "invalid": [
             {"launch": launch.number, "reason": launch.invalid}
@@ -28,6 +29,20 @@ def document(analysis: Analysis, comparison: Comparison) -> dict[str, Any]:
             if launch.invalid is not None
         ],
         "notes": list(analysis.notes),
+    }
+
+
+def _arm(comparison: Comparison, index: int) -> dict[str, Any]:
+    """Return what an arm is, where it ran, and what is proved of its optimizer (null: nobody has looked yet)."""
+    arm = comparison.arms[index]
+    facts = comparison.facts[index] if index < len(comparison.facts) else {}
+    return {
+        "name": arm.name,
+        "env": dict(arm.env),
+        "python": arm.python,
+        "path": arm.path,
+        "commit": facts.get("commit"),
+        "verification": facts.get("verification"),
     }
 
 

@@ -75,11 +75,11 @@ class Report:
     Attributes:
         heading: workload, strategy, precision: what all arms share.
         arms: name of each arm, and what sets it apart.
-        sections: a pair each.
+        sections: a pair each; none where there was no launch.
         forest: of the whole step, a row an arm; None: two arms say all in their own.
         measured: launches, why some are invalid, time spent.
         warnings: of the comparison as a whole.
-        failed: why it did not end as planned; None: it did.
+        failed: why it did not end as planned, in lines; None: it did.
         margin: relative difference that does not matter.
         level: of the intervals, in percent.
     """
@@ -99,10 +99,12 @@ def report(analysis: Analysis, comparison: Comparison) -> Report:
     """Return the model of what is shown of a comparison."""
     design = comparison.design
     level = 100 * (1 - design.alpha)
-    sections = tuple(_section(pair, comparison, level) for pair in analysis.pairs)
+    pairs = analysis.pairs if comparison.launches else ()
+    sections = tuple(_section(pair, comparison, level) for pair in pairs)
     failed = None
     if comparison.outcome != "completed":
-        failed = f"{comparison.outcome}: {printable(comparison.reason or 'no reason recorded')}"
+        lines = (comparison.reason or "no reason recorded").splitlines()
+        failed = f"{comparison.outcome}: " + "\n".join(printable(each) for each in lines)
     return Report(
         heading=beside.heading(comparison),
         arms=tuple(
@@ -110,9 +112,12 @@ def report(analysis: Analysis, comparison: Comparison) -> Report:
             for arm, what in zip(comparison.arms, beside.apart(comparison), strict=True)
         ),
         sections=sections,
-        forest=_overview(analysis.pairs, design.margin, level) if len(sections) > 1 else None,
+        forest=_overview(pairs, design.margin, level) if len(sections) > 1 else None,
         measured=beside.measured(analysis, comparison),
-        warnings=(*beside.common_warnings(comparison), *(printable(note) for note in analysis.notes)),
+        warnings=(
+            *beside.common_warnings(comparison),
+            *(printable(note) for note in analysis.notes if note != comparison.reason),
+        ),
         failed=failed,
         margin=design.margin,
         level=level,

@@ -56,4 +56,4 @@ def _three(value: float) -> str:
 
 def duration(value: float) -> str:
     """Return a waiting time in whole seconds or minutes."""
-    return f"{value:.0f} s" if value < 90 else f"{value / 60:.0f} min"
+    return f"{value:.0f} s" if value < 180 else f"{value / 60:.0f} min"

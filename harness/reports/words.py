@@ -23,7 +23,9 @@ LONGEST_REASON = 300
 
 def percent(share: float | None) -> str:
     """Return a relative difference, ``1.2 %``; ``?`` where it is unknown."""
-    return "?" if share is None or not math.isfinite(share) else f"{100 * share:.2g} %"
+    if share is None or not math.isfinite(share):
+        return "?"
+    return f"{100 * share:.{'2g' if abs(share) < 0.995 else '0f'}} %"
 
 
 def times(ratio: float | None) -> str:

@@ -104,7 +104,7 @@ def from_words(words: Sequence[str], given: Mapping[str, Any], settings: Sequenc
         try:
             runs = options.read([], {**given, "optimizer": table["optimizer"]}, settings).runs
         except InvalidInputError as error:
-            problems += error.problems
+            problems += (_as_arm(problem, words[number - 1]) for problem in error.problems)
             continue
         if len(runs) > 1:
             problems.append(Problem(f"--arm {words[number - 1]}", "is several runs", "give each option once"))
@@ -113,6 +113,13 @@ def from_words(words: Sequence[str], given: Mapping[str, Any], settings: Sequenc
     if problems:
         raise InvalidInputError(list(dict.fromkeys(problems)))
     return _named(arms)
+
+
+def _as_arm(problem: Problem, word: str) -> Problem:
+    """Let a problem of the optimizer name the option that gave it."""
+    if problem.where.partition(".")[0] != "--optimizer":
+        return problem
+    return replace(problem, where=f"--arm {word}")
 
 
 def from_file(path: Path, given: Mapping[str, Any], settings: Sequence[str]) -> tuple[list[Arm], dict[str, Any]]:
@@ -227,12 +234,22 @@ def _arm_of(
     try:
         specs = expand([(where, cell)], name_checks())
     except InvalidInputError as error:
-        problems += error.problems
+        problems += (_with_places(problem, where) for problem in error.problems)
     if len(specs) > 1:
         problems.append(Problem(where, f"is {len(specs)} runs", "give each field one value, each option once"))
     if problems:
         raise InvalidInputError(problems)
     return _arm(specs[0], fields, folder)
+
+
+def _with_places(problem: Problem, where: str) -> Problem:
+    """Let an unknown key of an arm be a slip in one that only arms have, too."""
+    from harness.spec import RunSpec, suggest
+
+    if problem.what != "unknown key" or (problem.remedy or "").startswith("did you mean"):
+        return problem
+    key = problem.where.removeprefix(f"{where}.")
+    return replace(problem, remedy=suggest(key, [*PLACE, *RunSpec.model_fields]))
 
 
 def _wrong_places(where: str, fields: Mapping[str, Any]) -> Iterator[Problem]:
@@ -264,7 +281,9 @@ def _arm(spec: RunSpec, table: Mapping[str, Any], folder: Path | None = None) ->
 def _from_folder(path: str, folder: Path) -> str:
     """Return a path as a file in the folder means it."""
     try:
-        return str((folder / Path(path).expanduser()).absolute())
+        found = (folder / Path(path).expanduser()).absolute()
+        # Not the last name: an environment's interpreter is a link, and where it lies says which environment.
+        return str(found.parent.resolve() / found.name if found.name != ".." else found.resolve())
     except RuntimeError:  # the home of a user who is none here: not found later, with its arm's name
         return path
 

@@ -81,8 +81,8 @@ def show_stored(
         else:
             output.print(report.render(found, comparison))
             if name is not None:
-                again = f"Kept as {name}; again: {program()} compare --from {name}"
-                errors.print(again, style="dim", markup=False)
+                for line in (f"Kept as {name}; again:", f"  {program()} compare --from {name}"):
+                    errors.print(line, style="dim", markup=False, soft_wrap=True)
     finally:  # whoever reads the output may have gone
         written = _write_files(found, comparison, markdown, svg)
     code = _exit_code(found, comparison)

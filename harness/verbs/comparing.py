@@ -48,6 +48,17 @@ def planned(arms: Sequence[Arm], found: Plan) -> list[Arm]:
     return [arm.model_copy(update={"spec": cell.spec}) for arm, cell in zip(arms, found.cells, strict=True)]
 
 
+def alike(arms: Sequence[Arm]) -> list[str]:
+    """Say which arms are the same in all but the name."""
+    told, seen = [], list[Arm]()
+    for arm in arms:
+        twin = next((each for each in seen if each.model_copy(update={"name": arm.name}) == arm), None)
+        if twin is not None:
+            told.append(f"{arm.name} and {twin.name} are the same: a comparison of code with itself")
+        seen.append(arm)
+    return told
+
+
 def _place_problems(arm: Arm) -> list[Problem]:
     where, found = f"arm {arm.name}", []
     if arm.path is not None and not (Path(arm.path) / "harness" / "worker.py").is_file():
@@ -147,7 +158,8 @@ def load(store: Store, word: str) -> tuple[str, Comparison]:
     """Return the comparison that a word means: its id, a unique beginning, or ``latest``.
 
     Raises:
-        OptbenchError: there is none, or it was written by a newer optbench.
+        InvalidInputError: there is none, or there are several.
+        OptbenchError: it was written by a newer optbench.
         CorruptFileError: it is damaged.
     """
     from harness.manifest import read_sealed
@@ -157,9 +169,8 @@ def load(store: Store, word: str) -> tuple[str, Comparison]:
     matching = names[-1:] if word == "latest" else [name for name in names if name.startswith(wanted)]
     if len(matching) != 1:
         told = ", ".join(matching or names[-3:]) or "none"
-        raise OptbenchError(
-            f"--from {word}: {len(matching)} comparisons are called so in {store.root}; there is {told}"
-        )
+        what = f"{len(matching)} comparisons are called so in {store.root}"
+        raise InvalidInputError([Problem(f"--from {word}", what, f"there is {told}")])
     file = store.root / matching[0] / "manifest.json"
     try:
         document = read_sealed(file)
@@ -185,17 +196,19 @@ def proved(
     told: Callable[[str], None],
     *,
     asked: bool,
+    timeout_s: float,
 ) -> tuple[list[dict[str, JsonValue]], str | None]:
-    """Prove the arms' optimizers, if asked.
+    """Prove the arms' optimizers, if asked; one that tells nothing for longer than the timeout is not proved.
 
     Returns:
         By arm what is proved of it; and what is wrong with those proved wrong, of which no speed is shown.
     """
     from harness.verbs import verifying
+    from launch.arms import START_S
 
     if not asked:
         return [{"outcome": "none", "reason": NOT_ASKED} for _ in arms], None
-    made = verifying.for_runs(found, range(len(arms)), machine, store, told)
+    made = verifying.for_runs(found, range(len(arms)), machine, store, told, quiet_s=START_S + timeout_s)
     wrong = [
         f"{arms[index].name}: {each.get('reason')}"
         for index, each in made.items()

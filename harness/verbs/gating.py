@@ -163,6 +163,8 @@ def _counts_and_drift(session: Session) -> None:
     if file is None and not settings.drift_steps:
         return
     entries = _baseline(session, file)
+    if entries is None and not settings.drift_steps:
+        return
     for name, cell in session.counted():
         try:
             found = _measured(session, name, cell, settings.drift_steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -81,6 +82,7 @@ def certified(
     told: Callable[[str], None],
     *,
     anew: bool = False,
+    quiet_s: float = math.inf,
 ) -> list[tuple[str, Certificate]]:
     """Return a stored certificate for each job, made now where there is none that holds.
 
@@ -90,6 +92,7 @@ def certified(
         store: where certificates lie.
         told: hears of each proof that is made now.
         anew: believe no stored one.
+        quiet_s: after so many seconds without one a proof hangs, if not sooner.
 
     Returns:
         Name of the folder in the store and certificate, in the order asked for.
@@ -111,8 +114,16 @@ def certified(
         found[each] = (name, made)
         told(line(made))
 
-    proving.prove(missing, done)
+    if missing:
+        told(_proving(missing))
+    proving.prove(missing, done, min(proving.QUIET_S, quiet_s))
     return [found[each] for each in keys]
+
+
+def _proving(jobs: Sequence[Job]) -> str:
+    names = list(dict.fromkeys(job.spec.optimizer for job in jobs))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"proving {', '.join(names[:3])}{more}"
 
 
 def line(made: Certificate) -> str:
@@ -132,7 +143,12 @@ def line(made: Certificate) -> str:
 
 
 def for_runs(
-    plan: Plan, pending: Sequence[int], machine: Machine, store: Store, told: Callable[[str], None]
+    plan: Plan,
+    pending: Sequence[int],
+    machine: Machine,
+    store: Store,
+    told: Callable[[str], None],
+    quiet_s: float = math.inf,
 ) -> dict[int, dict[str, JsonValue]]:
     """Return by cell what is proved of its optimizer, for the cell's record.
 
@@ -148,7 +164,7 @@ def for_runs(
         job = plain_job(cell.spec)
         by_cell[cell.index] = job.model_dump_json()
         wanted[by_cell[cell.index]] = job
-    made = dict(zip(wanted, certified(list(wanted.values()), machine, store, told), strict=True))
+    made = dict(zip(wanted, certified(list(wanted.values()), machine, store, told, quiet_s=quiet_s), strict=True))
     return {index: proofs.of_run(*made[job]) for index, job in by_cell.items()}
 
 

@@ -38,6 +38,15 @@ class Dies(torch.optim.AdamW):
             os._exit(3)
         return super().step(closure)
 
+class Killed(torch.optim.AdamW):
+    done = 0
+
+    def step(self, closure=None):
+        Killed.done += 1
+        if Killed.done == 30:
+            os.kill(os.getpid(), 9)
+        return super().step(closure)
+
 class Hangs(torch.optim.AdamW):
     done = 0
 
@@ -204,14 +213,18 @@ def test_two_ranks_take_turns_and_another_checkout_can_be_an_arm(user, tmp_path)
 
 @pytest.mark.parametrize(
     ("arm", "told"),
-    [("mine:Dies", "a rank died in its turn"), ("mine:Hangs", "hung in its turn: no answer within 6 s")],
+    [
+        ("mine:Dies", "a rank died in its turn: ended with code 3"),
+        ("mine:Killed", "a rank died in its turn: killed by SIGKILL"),
+        ("mine:Hangs", "hung in its turn: no answer within 6 s"),
+    ],
 )
 def test_an_arm_that_dies_or_hangs_ends_the_comparison_with_its_log(user, arm, told):
     found = user(
         "compare", *small("adamw/forloop", arm, budget="90s"), "--timeout", "6", "--results", str(user.results)
     )
     assert found.code == 1
-    assert f"arm {arm} {told}" in " ".join((found.err + found.out).split())
+    assert f"arm {arm}: {told}" in " ".join((found.err + found.out).split())
 
 
 def test_arms_that_train_differently_are_refused_unless_told_so(user):
@@ -226,7 +239,7 @@ def test_arms_that_train_differently_are_refused_unless_told_so(user):
     [
         ("mine:Diverges", "arm mine:Diverges diverged: its loss is not finite in step 21", ()),
         ("mine:Stops", "train differently: their losses part in step 8", ()),
-        ("mine:Idle", "arm mine:Idle RuntimeError: no parameter moved in", ("--allow-different-training",)),
+        ("mine:Idle", "arm mine:Idle: RuntimeError: no parameter moved in", ("--allow-different-training",)),
     ],
 )
 def test_an_arm_that_trains_nothing_worth_having_is_never_called_faster(user, arm, told, more):

@@ -50,9 +50,9 @@ def test_phases_are_the_slowest_ranks_and_a_loss_that_one_rank_lacks_is_unknown(
 
 def test_of_several_failures_the_one_that_is_no_consequence_comes_first():
     failures = [
-        (0, "RuntimeError: [gloo] Connection closed by peer [127.0.0.1]"),
-        (1, "a rank died in its turn"),
-        (1, "ValueError: the real one"),
+        (0, "RuntimeError: [gloo] Connection closed by peer [127.0.0.1]", 0),
+        (1, "a rank died in its turn", 0),
+        (1, "ValueError: the real one", 1),
     ]
     assert min(failures, key=_is_consequence)[1] == "ValueError: the real one"
 

@@ -116,7 +116,7 @@ def test_a_time_that_nobody_can_wait_for_is_refused(optbench, seconds):
 
 def test_ci_may_be_any_word(optbench):
     done = optbench("compare", "--from", "latest", "--results", str(optbench.results), env={"CI": "woodpecker"})
-    assert done.code == 1
+    assert done.code == 2
     assert "0 comparisons are called so" in done.err
 
 

@@ -191,7 +191,7 @@ def test_a_budget_is_spread_over_launches_or_refused_with_the_one_that_would_do(
     assert long.rounds >= 20
     short = planned(45)
     assert short.looks[-1] < 12
-    with pytest.raises(InvalidInputError, match=r"--budget 3\ds"):
+    with pytest.raises(InvalidInputError, match=r"--budget 4\ds"):
         planned(20)
     assert out_of_reach(long, 0.005) is None
     assert "inconclusive" in out_of_reach(long, 0.03)
