@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from xml.etree import ElementTree as ET
 
@@ -116,6 +117,33 @@ def test_a_wrong_option_beside_a_file_is_told_once_in_the_words_that_were_typed(
     assert found["--set bad"] == "expected key=value"
     assert found["--set env.A"] == found["--set stpes"] == "unknown key"
     assert len(found) == 6
+
+
+def test_a_slip_in_a_key_that_only_arms_have_finds_its_word(tmp_path):
+    with pytest.raises(InvalidInputError) as caught:
+        read(tmp_path, FILE + 'pyhton = "python3"\nlearning_rate = 1\n')
+    remedies = {each.where.rpartition(".")[2]: each.remedy for each in caught.value.problems}
+    assert remedies == {"pyhton": "did you mean python?", "learning_rate": "did you mean lr?"}
+
+
+def test_a_problem_of_an_optimizer_names_the_option_that_gave_it():
+    with pytest.raises(InvalidInputError) as caught:
+        reading.from_words(["adamw/fused", "x=adamw/fusedd"], {"workload": "gpt"}, [])
+    (problem,) = caught.value.problems
+    assert problem.where == "--arm x=adamw/fusedd"
+    assert problem.remedy.startswith("did you mean adamw/fused")
+
+
+def test_where_an_arm_runs_is_told_without_detours_and_an_interpreter_stays_a_link(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to("/usr/bin/env")
+    (first, _), _ = read(tmp_path, FILE.replace('"bin/python"', f'"../{tmp_path.name}/bin/python"'))
+    assert first.python == str(tmp_path / "bin" / "python")
+
+
+def test_arms_that_are_the_same_are_told(tmp_path):
+    arms, _ = read(tmp_path, FILE + '[[arm]]\nname = "once more"\n')
+    assert comparing.alike(arms) == ["once more and adamw/foreach are the same: a comparison of code with itself"]
 
 
 def test_several_values_of_an_option_beside_a_file_are_refused(tmp_path):
@@ -279,6 +307,29 @@ def test_a_store_that_recovers_has_the_whole_comparison(lively, results, capsys)
 
 def stored(results, document):
     return Store(results).new_document("comparison", document)
+
+
+def test_a_comparison_without_launches_shows_the_reason_in_its_lines_and_nothing_else(lively, capsys):
+    hung = FAILED.model_copy(update={"reason": "arm x: hung\n  File a.py, line 3\n  File b.py, line 4"})
+    assert lively(found=hung) == 1
+    out = capsys.readouterr().out
+    assert [line.strip() for line in out.splitlines() if "File" in line] == [
+        "File a.py, line 3",
+        "File b.py, line 4",
+    ]
+    assert out.count("hung") == 1
+    assert "B/A" not in out
+
+
+def test_the_document_tells_what_is_proved_of_each_arm(lively, capsys):
+    proofs = [
+        {"verification": {"outcome": "passed"}},
+        {"verification": {"outcome": "none", "reason": "nobody asked"}},
+    ]
+    lively("--json", found=examples.comparison(facts=tuple(proofs)))
+    arms = json.loads(capsys.readouterr().out)["arms"]
+    assert [each["verification"]["outcome"] for each in arms] == ["passed", "none"]
+    assert [each["name"] for each in arms] == list(examples.NAMES)
 
 
 def test_a_folder_without_its_manifest_is_told(results):

@@ -97,6 +97,8 @@ def test_a_slowdown_a_speed_up_and_no_difference_get_their_verdicts():
         step = pair.metrics[STEP_TIME]
         assert step.low < ratio < step.high
         assert pair.decided_at in LOOKS
+        # No sentence claims what the verdict does not.
+        assert pair.amdahl is None if expected == "equivalent" else "the step is 1.1" in pair.amdahl
 
 
 def test_the_order_of_the_arms_does_not_matter():
