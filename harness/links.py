@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness.leaving import leave_world
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -184,7 +186,7 @@ def main(device_kind: str, found: Path) -> None:
     if dist.get_rank() == 0:
         document = {"ranks": ranks, "device": device_kind, "backend": backend, "rates": rates}
         found.write_text(json.dumps(document), encoding="utf-8")
-    dist.destroy_process_group()
+    leave_world()
 
 
 def _die_with_parent() -> None:

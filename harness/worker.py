@@ -33,6 +33,7 @@ from harness.errors import (
 )
 from harness.garbage import collection_paused
 from harness.interfaces import DataShard, Observed, World
+from harness.leaving import leave_world
 from harness.loop import steps, turns
 from harness.rankfile import RankWriter, read_rank_file
 from harness.registry import COLLECTORS, OPTIMIZERS, WORKLOADS, strategy
@@ -224,7 +225,7 @@ class _Rank:
         self._trace(engine, workload, batches, world, collectors, imported_rss_bytes)
         engine.close()
         if world.backend is not None:
-            torch.distributed.destroy_process_group()
+            leave_world()
 
     def _steps(
         self,

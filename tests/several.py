@@ -10,9 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-import torch.distributed as dist
-
 from harness import worker
+from harness.leaving import leave_world
 from harness.spec import RunSpec
 
 
@@ -29,8 +28,7 @@ def main(words):
             "OPTBENCH_STARTED_UNIX_S": repr(time.time()),
         }
         worker.main(["--prepared", folder])  # a run that fails says so itself
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_world()
         gc.unfreeze()
         gc.collect()
 

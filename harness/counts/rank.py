@@ -27,6 +27,7 @@ from harness.counts.model import Job, RankResult
 from harness.counts.profiling import profiled
 from harness.counts.sampling import long_run
 from harness.interfaces import DataShard, World
+from harness.leaving import leave_world
 from harness.registry import OPTIMIZERS, WORKLOADS, strategy
 from harness.schedule import factor
 from harness.seeding import seed_generators
@@ -65,8 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = options.out / f"rank-{os.environ.get('RANK', '0')}.jsonl"
         with path.open("a", encoding="utf-8") as lines:
             print(result.model_dump_json(), file=lines, flush=True)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave_world()
     return 0
 
 

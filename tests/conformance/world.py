@@ -22,6 +22,7 @@ from harness import contract
 from harness.collectors.memory import local_parts
 from harness.errors import UnsupportedError
 from harness.interfaces import DataShard, World
+from harness.leaving import leave_world
 from harness.loop import steps
 from harness.registry import OPTIMIZERS, WORKLOADS, strategy
 from harness.spec import RunSpec
@@ -169,7 +170,7 @@ def main(cells, out):
             if found["outcome"] == "failed":
                 os._exit(1)  # perhaps alone, and the others wait in a collective: the next cell needs a new world
             gc.collect()
-    dist.destroy_process_group()
+    leave_world()
 
 
 if __name__ == "__main__":

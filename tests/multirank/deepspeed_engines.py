@@ -16,6 +16,7 @@ import torch.distributed as dist
 from harness import kernels
 from harness.errors import UnsupportedError
 from harness.interfaces import DataShard, OptimizerTraits, World
+from harness.leaving import leave_world
 from harness.loop import steps
 from harness.plan import resolve
 from harness.probe import machine as probed
@@ -272,7 +273,7 @@ def main(out):
         found = question()
         if dist.get_rank() == 0:
             (out / f"{question.__name__}.json").write_text(json.dumps(found), encoding="utf-8")
-    dist.destroy_process_group()
+    leave_world()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch import nn
 
 from harness.collectors.memory import occupied
 from harness.interfaces import DataShard, WorkloadSize, WorkloadTraits, World
+from harness.leaving import leave_world
 from harness.loop import steps
 from harness.plan import resolve
 from harness.probe import machine
@@ -398,7 +399,7 @@ def main(out, names):
             if dist.get_rank() == 0:
                 (out / f"{question.__name__}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.barrier()  # a rank that leaves first would break off connections that the other still closes
-    dist.destroy_process_group()
+    leave_world()
 
 
 if __name__ == "__main__":
