@@ -53,7 +53,7 @@ def compare(
     ] = False,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For any one answer of an arm.")] = 300.0,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start every launch with new interpreters; slower, no surer.")
+        bool, typer.Option("--fresh", help="Start every launch with new interpreters; slower.")
     ] = False,
     apart: Annotated[
         bool, typer.Option("--apart", help="One arm in memory at a time, in ABBA order, from the start.")
