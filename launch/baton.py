@@ -149,12 +149,15 @@ def main() -> int:
             return 0
         if message["kind"] == "end":
             return 0
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # until it is known whose child it is
         child = os.fork()
         if child == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
             driver.close()
             os._exit(_child(options, rank, message))
         children[child] = message["number"]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
 
 def _addresses_alike() -> bool:
@@ -182,9 +185,9 @@ def _reap(driver: Line, children: dict[int, int]) -> None:
     """Tell the driver of children that have ended otherwise than well; what a dead one cannot tell itself."""
     try:
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            code = os.waitstatus_to_exitcode(ended[1])
+            code, number = os.waitstatus_to_exitcode(ended[1]), children.pop(ended[0], None)
             if code:
-                driver.send("lost", number=children.get(ended[0]), code=code)
+                driver.send("lost", number=number, code=code)
     except OSError:  # no child is left, or no driver
         pass
 
