@@ -19,7 +19,7 @@ from harness.reports.document import document
 from harness.reports.markdown import code, escaped, markdown
 from harness.reports.model import report
 from harness.reports.printable import printable
-from harness.reports.words import times
+from harness.reports.words import percent, times
 from tests.unit.comparison_examples import (
     FOUR,
     NAMES,
@@ -293,3 +293,8 @@ def test_a_speed_that_no_proof_stands_behind_says_so_with_the_reason():
     assert "not proved right: adamw/fused: no answer in 60 s" in markdown(PLAIN[0], found)
     proved = PLAIN[1].model_copy(update={"facts": ({"verification": proofs[0]},) * 2})
     assert "not proved" not in one_line((PLAIN[0], proved)) + one_line(PLAIN)
+
+
+@pytest.mark.parametrize(("share", "words"), [(0.012, "1.2 %"), (0.994, "99 %"), (1.04, "104 %"), (None, "?")])
+def test_a_share_is_told_without_powers_of_ten(share, words):
+    assert percent(share) == words
