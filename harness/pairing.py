@@ -39,6 +39,10 @@ def read(words: Sequence[str], store: Store) -> list[Couple]:
         InvalidInputError: a word means no run, there are fewer than two, or runs and folders are mixed.
         CorruptFileError: a run named by itself cannot be read.
     """
+    for word in words:
+        if word.startswith("comparison-"):
+            remedy = f"show it again: optbench compare --from {word}"
+            raise InvalidInputError([Problem(word, "is a comparison, not a run", remedy)])
     if len(words) < 2:
         raise InvalidInputError([Problem(" ".join(words) or "compare", "is not two runs", REMEDY)])
     found: list[RunRecord | list[RunRecord]] = []

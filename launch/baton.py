@@ -133,12 +133,14 @@ def main() -> int:
     rank = int(os.environ["RANK"])
     driver = connected(options.socket)
     driver.send("here", arm=options.arm, rank=rank)
+    gc.disable()  # what imports make stays: a quarter of their time would go into walking it again and again
     try:
         about = _prepared(json.loads(options.spec), options.path)
     except Exception as error:  # noqa: BLE001  # whatever an arm's code raises is what the driver must tell
         traceback.print_exc()
         driver.send("refused", arm=options.arm, rank=rank, reason=f"{type(error).__name__}: {error}")
         return 1
+    gc.enable()
     driver.send("hello", arm=options.arm, rank=rank, protocol=PROTOCOL, addresses_alike=alike, **about)
     children: dict[int, int] = {}
     signal.signal(signal.SIGCHLD, lambda *_: _reap(driver, children))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
+import random
 import re
 import shlex
 import signal
@@ -120,12 +122,32 @@ def environment(spec: RunSpec, run_id: str, base: Mapping[str, str]) -> dict[str
     return settings
 
 
+_ASKED = itertools.count(random.SystemRandom().randrange(1 << 16))
+"""Where to look for the next free port: in one process no two worlds that are yet to start are given the same."""
+_FIRST_PORT = 10_000
+
+
 def free_port() -> int:
-    """Return a TCP port of the loopback address that nobody listens on now."""
+    """Return a TCP port that nobody listens on now.
+
+    Seconds pass until a world listens on it. Connections that any process makes meanwhile take their own end's
+    port from the kernel's ephemeral range: what is below is looked at first.
+    """
+    below = range(_FIRST_PORT, _first_ephemeral_port())
+    for _ in below:
+        port = below[next(_ASKED) % len(below)]
+        if port_taken(port) is None:
+            return port
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _first_ephemeral_port() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return 32768  # Linux's own default; others begin higher
 
 
 def port_taken(port: int) -> str | None:
@@ -133,7 +155,7 @@ def port_taken(port: int) -> str | None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind(("", port))  # as torchrun's store does
         except OSError as error:
             told = "is taken by another process" if error.errno == errno.EADDRINUSE else f"cannot be used: {error}"
             return f"port {port} {told}; choose another with --master-port, or leave it out for a free one"
