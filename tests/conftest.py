@@ -25,6 +25,9 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.register_profile("searching", max_examples=2000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("OPTBENCH_HYPOTHESIS", "repeatable"))
 
+# Two workers share the cores: threads that wait for one another would take them from the other worker.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 HERE = Path(__file__).parent
 OUTSIDE = HERE / "multirank" / "outside"
 

@@ -229,7 +229,7 @@ def unlike_norms(ran: worlds.Ran, expected: worlds.Ran) -> list[str]:
     return [f"{ran}: gradient norms {largest:.1e} from {expected}"] if largest > limit else []
 
 
-HANDS = 41
+HANDS = 83
 """Into which cells are dealt; a test plays one. Were it a divisor of the strategies, some would never come up."""
 
 

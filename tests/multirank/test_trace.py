@@ -29,8 +29,8 @@ CELLS = {
     "fused": cell("adamw/fused", "single"),
     "lbfgs": cell("lbfgs/forloop", "ddp", "linear_regression"),
     "no model": cell("adamw/fused", "single", "parameters", size="resnet-50"),
-    "BreaksLater": cell("sgd/foreach", "leaky:BreaksLater"),
-    "Leaky": cell("sgd/foreach", "leaky:Leaky"),
+    "BreaksLater": cell("sgd/foreach", "leaky:BreaksLater", "cnn"),
+    "Leaky": cell("sgd/foreach", "leaky:Leaky", "cnn"),
 }
 
 
