@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 OVERRUN = 1.1
 """Times the budget that may be spent to reach the first look at the data."""
 
-UNFINISHED = "incomplete: its driver was killed, or is still at it"
+UNFINISHED = "its driver was killed, or is still at it"
 
 APART = "the arms do not fit into memory together: from now on one at a time, in ABBA order"
 
@@ -97,7 +97,7 @@ def compare(  # noqa: PLR0913  # one argument an option
             raise
         return run.comparison("failed", str(error))
     except KeyboardInterrupt:
-        return run.comparison("interrupted", "interrupted")
+        return run.comparison("interrupted", "before it was decided")
     return run.comparison("completed", None)
 
 
