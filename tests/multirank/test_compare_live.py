@@ -237,7 +237,10 @@ def test_arms_that_train_differently_are_refused_unless_told_so(user):
 @pytest.mark.parametrize(
     ("arm", "told", "more"),
     [
-        ("mine:Diverges", "arm mine:Diverges diverged: its loss is not finite in step 21", ()),
+        pytest.param(
+            *("mine:Diverges", "arm mine:Diverges diverged: its loss is not finite in step 21", ()),
+            marks=pytest.mark.exhaustive,
+        ),
         ("mine:Stops", "train differently: their losses part in step 8", ()),
         ("mine:Idle", "arm mine:Idle: RuntimeError: no parameter moved in", ("--allow-different-training",)),
     ],

@@ -173,7 +173,7 @@ def wait_for(condition, limit_s: float = 60.0) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("victim", ["optbench", "torchrun"])
+@pytest.mark.parametrize("victim", ["optbench", pytest.param("torchrun", marks=pytest.mark.exhaustive)])
 def test_no_rank_nor_its_child_outlives_parents_killed_with_sigkill(optbench, tmp_path, victim):
     process = subprocess.Popen(
         optbench.command("run", sweep(tmp_path, [faulty("fork_and_hang")]), "--results", str(optbench.results)),
