@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import CorruptFileError, InvalidInputError, Problem
 from harness.record import RunRecord
-from harness.run_ids import RUN_ID, SWEEP_ID
+from harness.run_ids import COMPARISON_ID, RUN_ID, SWEEP_ID
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
@@ -40,7 +40,7 @@ def read(words: Sequence[str], store: Store) -> list[Couple]:
         CorruptFileError: a run named by itself cannot be read.
     """
     for word in words:
-        if word.startswith("comparison-"):
+        if COMPARISON_ID.fullmatch(word):
             remedy = f"show it again: optbench compare --from {word}"
             raise InvalidInputError([Problem(word, "is a comparison, not a run", remedy)])
     if len(words) < 2:

@@ -18,6 +18,7 @@ DIGITS = "0123456789abcdefghijklmnopqrstuv"
 
 RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-z]{10,40}")
 SWEEP_ID = re.compile(r"sweep-[0-9]{8}T[0-9]{6}-[0-9a-z]{10,40}")
+COMPARISON_ID = re.compile(r"comparison-[0-9]{8}T[0-9]{6}-[0-9a-z]{10,40}")
 LATEST = "latest"
 
 

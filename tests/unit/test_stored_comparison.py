@@ -354,6 +354,13 @@ def test_words_that_mean_no_pair_are_refused_with_the_remedy(store, tmp_path, wo
     assert error.value.problems[0].remedy
 
 
+def test_a_folder_may_be_called_a_comparison(store, tmp_path, monkeypatch):
+    stored(store)
+    stored(Store(tmp_path / "comparison-of-tuesday"))
+    monkeypatch.chdir(tmp_path)
+    assert len(read(["results", "comparison-of-tuesday"], store)) == 1
+
+
 def test_a_damaged_run_that_was_named_itself_is_an_error(store):
     a = stored(store)
     b = stored(store)
