@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from harness.errors import InvalidInputError, Problem
+from harness.errors import InvalidInputError, Problem, gathered, refuse
 from harness.verbs import here
 from harness.verbs import specs as options
 from harness.verbs.console import FAILED, WRONG, errors, output, print_json, tell
@@ -88,31 +88,32 @@ def compare(
         lr=lr,
         seed=seed,
     )
-    here.refuse_unwritable("--markdown", markdown)
-    here.refuse_unwritable("--svg", svg)
-    timeout = reading.timeout(timeout)
+    problems: list[Problem] = []
+    for option, named in (("--markdown", markdown), ("--svg", svg)):
+        with gathered(problems):
+            here.refuse_unwritable(option, named)
+    with gathered(problems):
+        timeout = reading.timeout(timeout)
     words_of_fields = {options.OPTION_WORDS.get(field, f"--{field}"): True for field in given}
     idle = {**words_of_fields, "--set": settings, "--budget": budget, "--margin": margin}
     if stored is not None:
-        compared.refuse_idle("--from", {**idle, "--arm": arms, " ".join(words or []): words})
+        with gathered(problems):
+            compared.refuse_idle("--from", {**idle, "--arm": arms, " ".join(words or []): words})
+        refuse(problems)
         name, comparison = comparing.load(store, stored)
         raise typer.Exit(compared.show_stored(name, comparison, markdown, svg, as_json=as_json))
     if not live:
-        compared.refuse_idle("stored runs", {**idle, "--svg": svg})
+        with gathered(problems):
+            compared.refuse_idle("stored runs", {**idle, "--svg": svg})
+        refuse(problems)
         raise typer.Exit(compared.stored(words or [], store, markdown, as_json=as_json))
-    if arms and words:
-        raise InvalidInputError([Problem("--arm", f"beside {words[0]}", "name arms in the file or by --arm")])
-    found, told = (
-        (reading.from_words(arms, given, settings or []), {})
-        if arms
-        else reading.from_file(Path((words or [""])[0]), given, settings or [])
-    )
-    share = reading.margin(told.get("margin", "2.5%") if margin is None else margin)
-    budget_s = reading.seconds(told.get("budget", "120s") if budget is None else budget)
-    specs = [arm.spec for arm in found]
+    with gathered(problems):
+        asked = reading.asked(words or [], arms or [], given, settings or [], margin, budget)
+    refuse(problems)
+    specs = [arm.spec for arm in asked.arms]
     machine = here.machine(None, specs)
     plan_found = here.plan(specs, machine)
-    sides = comparing.planned(found, plan_found)
+    sides = comparing.planned(asked.arms, plan_found)
     store.check_writable()
     for line in comparing.alike(sides):
         tell(line)
@@ -126,10 +127,10 @@ def compare(
     kept = comparing.Kept(store, tell)
     comparison = live_comparison.compare(
         sides,
-        margin=share,
-        budget_s=budget_s,
+        margin=asked.margin,
+        budget_s=asked.budget_s,
         seed=sides[0].spec.seed,
-        self_check=reading.rides_along(told, os.environ.get("CI"), option=self_check),
+        self_check=reading.rides_along(asked.file, os.environ.get("CI"), option=self_check),
         timeout_s=timeout,
         different_training=different_training,
         fresh=fresh,
@@ -166,18 +167,23 @@ def gate(
     from harness.plan import name_checks
     from harness.reports import gate as report
     from harness.store import Store
-    from harness.verbs import gating
+    from harness.verbs import baselines, gating
     from launch.comparing import compare
 
-    here.refuse_unwritable("--markdown", markdown)
-    asked, store = load(file, name_checks()), Store(results)
+    problems: list[Problem] = []
+    with gathered(problems):
+        here.refuse_unwritable("--markdown", markdown)
+    with gathered(problems):
+        asked = load(file, name_checks())
+    refuse(problems)
+    store = Store(results)
     specs = [cell.spec for cell in asked.cells]
     machine = here.machine(None, specs)
     verify = verify and asked.settings.verify
     session = gating.Session(asked, here.plan(specs, machine), machine, store, tell, compare, verify=verify)
     try:
         if update_baseline:
-            changes, notes = gating.update(session)
+            changes, notes = baselines.update(session)
             if as_json:
                 print_json({"baseline": str(asked.baseline.counts), "changes": changes, "notes": notes})
             else:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 NO_SPACE_EXIT_CODE = 74
@@ -42,6 +43,25 @@ class InvalidInputError(OptbenchError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+@contextlib.contextmanager
+def gathered(problems: list[Problem]) -> Iterator[None]:
+    """Add what is found wrong within to ``problems``, so that all of it is told at once."""
+    try:
+        yield
+    except InvalidInputError as error:
+        problems += error.problems
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Raise where something was found wrong.
+
+    Raises:
+        InvalidInputError: with all of it, each problem once.
+    """
+    if problems:
+        raise InvalidInputError(list(dict.fromkeys(problems)))
 
 
 class UnsupportedError(OptbenchError):

@@ -21,7 +21,10 @@ Couple = tuple[RunRecord | None, RunRecord | None]
 SAME = ("workload", "size", "data", "workload_options", "strategy", "precision", "world_size")
 """Fields that two runs of two folders must share to be a pair, beside the algorithm."""
 
-REMEDY = "name two runs or more, or two folders: optbench compare latest 20261123T0600, optbench compare old/ new/"
+REMEDY = (
+    "name two runs or more, or two folders: optbench compare latest 20261123T0600, optbench compare old/ new/; "
+    "or arms to run now: optbench compare --workload gpt --arm adamw/foreach --arm adamw/fused"
+)
 
 
 def read(words: Sequence[str], store: Store) -> list[Couple]:
@@ -44,7 +47,8 @@ def read(words: Sequence[str], store: Store) -> list[Couple]:
             remedy = f"show it again: optbench compare --from {word}"
             raise InvalidInputError([Problem(word, "is a comparison, not a run", remedy)])
     if len(words) < 2:
-        raise InvalidInputError([Problem(" ".join(words) or "compare", "is not two runs", REMEDY)])
+        what = "is one run: two are compared" if words else "names nothing to compare"
+        raise InvalidInputError([Problem(" ".join(words) or "compare", what, REMEDY)])
     found: list[RunRecord | list[RunRecord]] = []
     problems: list[Problem] = []
     for word in words:

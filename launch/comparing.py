@@ -149,17 +149,18 @@ class _Run:
                 self._arms, worlds, machine, self._origin_s, unlike=unlike, fresh=fresh, resident=resident
             )
             ready_s = sitting.spent_s()
-            launch_start_s, step_s = sitting.begin()
+            begun = sitting.begin()
             asked = self._plan
             self._plan = design(
                 asked,
                 arms=len(self._arms),
                 ranks=self._ranks,
                 start_s=ready_s if resident else sitting.spent_s(),
-                launch_start_s=launch_start_s + (ready_s - began_s if fresh else 0.0),
-                step_time_s=step_s,
+                launch_start_s=(1 if resident else 2) * begun.took_s + (ready_s - began_s if fresh else 0.0),
+                step_time_s=begun.step_s,
+                mean_step_time_s=begun.mean_step_s,
             )
-            self._told(_plan_line(self._plan, ready_s, step_s, spread(self._plan, sitting.noise())))
+            self._told(_plan_line(self._plan, ready_s, begun.step_s, spread(self._plan, begun.noise)))
             while True:
                 made = sitting.launch(self._plan)
                 self._environment = worlds.environment

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from statistics import quantiles
+from statistics import fmean, quantiles
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.checks.curves import QUANTISED, ROUNDING, parts
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from launch.arms import Arms
     from launch.watching import Machine
 
-WARM_UP_STEPS = (12, 24, 48)
+WARM_UP_STEPS = (12, 24, 48, 96)
 """Steps of a warm-up after which is asked whether it is over."""
+
+WARM_UP_S = 0.1
+"""A shorter one goes on: on a busy machine, what it tells of a step would be time slices of others."""
 
 SAME_STEPS = 3
 """Losses of the first steps must agree to rounding; later ones in the growing band of a run's curves."""
@@ -55,13 +58,18 @@ class Begun(NamedTuple):
 
     @property
     def step_s(self) -> float:
-        """The slowest arm's median."""
-        return max(sorted(each.step_time_s)[len(each.step_time_s) // 2] for each in self.warm.values())
+        """The slowest arm's lower quartile: what a step takes where nothing interrupts it."""
+        return max(quantiles(_settled(each), n=4)[0] for each in self.warm.values())
+
+    @property
+    def mean_step_s(self) -> float:
+        """The mean over arms of what a step takes, interruptions and all."""
+        return fmean(fmean(_settled(each)) for each in self.warm.values())
 
     @property
     def noise(self) -> float:
         """Standard deviation of the logarithm of a step's time, from the quartiles; of the noisiest arm."""
-        return max(_deviation(each.step_time_s[each.steady_from or 0 :]) for each in self.warm.values())
+        return max(_deviation(_settled(each)) for each in self.warm.values())
 
 
 class Sitting:
@@ -96,7 +104,6 @@ class Sitting:
         self._unlike, self._fresh, self._resident = unlike, fresh, resident
         self._begun: Begun | None = None
         self._renewed = True
-        self._noise = 0.0
         self._curves: dict[int, list[float | None]] = {}
         self.launches: list[Launch] = []
         self.facts: dict[int, dict[str, Any]] = {}
@@ -105,23 +112,17 @@ class Sitting:
         """Return the seconds since the comparison's start."""
         return time.monotonic() - self._origin_s
 
-    def noise(self) -> float:
-        """Return the standard deviation of the logarithm of a step's time, of the noisiest arm as it warmed up."""
-        return self._noise
-
-    def begin(self) -> tuple[float, float]:
-        """Warm every arm up once; return the seconds that a launch needs until its turns, and of a step.
+    def begin(self) -> Begun:
+        """Warm every arm up once; return how that went.
 
         Raises:
             ArmError: one failed, or did not answer in time.
             UnlikeArmsError: they train differently.
         """
         first = self._warm(range(len(self._arms))) if self._resident else self._apart()
-        self._noise = first.noise
         if self._resident:
             self._begun = first
-            return first.took_s, first.step_s
-        return 2 * first.took_s, first.step_s
+        return first
 
     def launch(self, plan: Design) -> Launch:
         """Make a launch.
@@ -204,7 +205,7 @@ class Sitting:
                 times += found["step_time_s"]
                 self._seen(index, found["losses"])
                 start = steady(times)
-                if start is not None and len(times) - start >= LEAST:
+                if start is not None and len(times) - start >= LEAST and sum(times) >= WARM_UP_S:
                     break
             compiles = OPTIMIZERS.get(self._arms[index].spec.optimizer).traits.compiled
             usual = sorted(times)[len(times) // 2]
@@ -231,19 +232,22 @@ class Sitting:
             raise ArmError(f"arm {self._arms[index].name} diverged: its loss is not finite in step {step}")
         curve += losses
 
-    def _same_curves(self) -> None:
-        """Raise where an arm's losses leave the first arm's band, unless that is allowed."""
-        if self._unlike:
-            return
+    def _differences(self) -> list[str]:
+        """Say which arms' losses leave the first arm's band, where that is allowed; raise where it is not."""
+        found = []
         for index, arm in enumerate(self._arms[1:], 1):
             left, right = (self._curves[each][:CURVE_STEPS] for each in (0, index))
             step = parts(left, right, _band(self._arms[0], arm))
-            if step is not None:
+            if step is None:
+                continue
+            what = f"{self._arms[0].name} and {arm.name} train differently: their losses part in step {step}"
+            if not self._unlike:
                 raise UnlikeArmsError(
-                    f"arms {self._arms[0].name} and {arm.name} train differently: their losses part in "
-                    f"step {step}, {left[step - 1]:.6g} and {right[step - 1]:.6g}; "
+                    f"arms {what}, {left[step - 1]:.6g} and {right[step - 1]:.6g}; "
                     "--allow-different-training compares them still"
                 )
+            found.append(what)
+        return found
 
     def _alike(self, losses: Mapping[int, tuple[float, ...]]) -> None:
         """Raise where an arm's first losses are not the first arm's, unless that is allowed."""
@@ -277,9 +281,8 @@ class Sitting:
         return peaks
 
     def _made(self, begun: Begun, turns: Sequence[Turn], peaks: Mapping[int, int]) -> Launch:
-        self._same_curves()
         arms = range(len(self._arms))
-        notes = [
+        notes = self._differences() + [
             f"{self._arms[index].name}: no steady state after {len(begun.warm[index].step_time_s)} steps"
             for index in arms
             if begun.warm[index].steady_from is None
@@ -296,6 +299,11 @@ class Sitting:
             notes=tuple(notes),
         )
         return made.model_copy(update={"invalid": invalid(made, self._machine.cores)})
+
+
+def _settled(warm: WarmUp) -> Sequence[float]:
+    """Return the times of the steps since a warm-up was steady; of all, where it never was."""
+    return warm.step_time_s[warm.steady_from or 0 :]
 
 
 def _deviation(times: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
 TURN_S = 0.02
 LEAST_ROUNDS, MOST_ROUNDS = 3, 200
@@ -65,6 +66,7 @@ def forked(
         TimeoutError: it did not end in time.
         RuntimeError: a callable raised, or the process died.
     """
+    __tracebackhide__ = True
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -86,7 +88,7 @@ def forked(
         raise RuntimeError(f"a launch's process died, status {code}")
     answer = json.loads(told)
     if "error" in answer:
-        raise RuntimeError(f"in a launch:\n{answer['error']}")
+        raise RuntimeError(f"a callable raised in a launch:\n{answer['error']}")
     return _estimated(answer["rounds"])
 
 
@@ -118,9 +120,17 @@ def _answer(baseline: Callable[[], object], candidate: Callable[[], object], len
         kept = scatter()
         answer: dict[str, object] = {"rounds": _turns(baseline, candidate, length_s)}
         del kept
-    except BaseException:  # noqa: BLE001  # whatever a callable raises is told by the parent
-        return {"error": traceback.format_exc()}
+    except BaseException as error:  # noqa: BLE001  # whatever a callable raises is told by the parent
+        return {"error": "".join(traceback.format_exception(error.with_traceback(_of_callable(error))))}
     return answer
+
+
+def _of_callable(error: BaseException) -> TracebackType | None:
+    """Return the traceback from where a callable was called; all of it, where none was."""
+    found = error.__traceback__
+    while found is not None and found.tb_frame.f_code.co_filename == __file__:
+        found = found.tb_next
+    return found or error.__traceback__
 
 
 def _read(reading: int, deadline: float) -> bytes:

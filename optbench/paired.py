@@ -118,6 +118,7 @@ def _measured(
     timeout_s: float,
 ) -> NotSlower:
     """Launch both until a look decides, or no further look can be reached within the budget."""
+    __tracebackhide__ = True
     forks = can_fork()
     # Now, so that it takes no launch's time; not before: it starts threads, of OpenBLAS, which end at a fork.
     importlib.import_module("scipy.stats")

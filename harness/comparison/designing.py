@@ -36,7 +36,14 @@ ALPHA = 0.01
 
 
 def design(
-    asked: Design, *, arms: int, ranks: int, start_s: float, launch_start_s: float, step_time_s: float
+    asked: Design,
+    *,
+    arms: int,
+    ranks: int,
+    start_s: float,
+    launch_start_s: float,
+    step_time_s: float,
+    mean_step_time_s: float,
 ) -> Design:
     """Return the plan of a comparison.
 
@@ -46,14 +53,15 @@ def design(
         ranks: of the largest world.
         start_s: until the worlds can launch, already spent or expected.
         launch_start_s: of one launch until its first turn: models built, warmed up.
-        step_time_s: of a step of the slowest arm.
+        step_time_s: of a step of the slowest arm where nothing interrupts it; a turn's length goes by it.
+        mean_step_time_s: over arms and steps, interruptions and all; what a round costs goes by it.
 
     Raises:
         InvalidInputError: the budget does not reach the first look; names the one that would.
     """
     turn_s, least = (TURN_S, LEAST_ROUNDS) if ranks == 1 else (WORLD_TURN_S, WORLD_LEAST_ROUNDS)
     turn_steps = max(1, min(100, round(turn_s / step_time_s)))
-    round_s = arms * (turn_steps + LEAST_LEAD_STEPS) * step_time_s
+    round_s = arms * (turn_steps + LEAST_LEAD_STEPS) * mean_step_time_s
     for looks in LOOKS:
         each_s = (asked.budget_s * (1 - RESERVE) - start_s) / looks[-1]
         rounds = int((each_s - launch_start_s) / round_s)

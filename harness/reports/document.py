@@ -28,7 +28,10 @@ def document(analysis: Analysis, comparison: Comparison) -> dict[str, Any]:
             for launch in comparison.launches
             if launch.invalid is not None
         ],
-        "notes": list(analysis.notes),
+        "notes": [
+            *analysis.notes,
+            *dict.fromkeys(note for launch in comparison.launches for note in launch.notes),
+        ],
     }
 
 

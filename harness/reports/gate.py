@@ -49,8 +49,11 @@ def render(gate: Gate) -> RenderableType:
         parts.append(Text(f"    {row.verdict}: {row.axis}: {_told(row)}", style=STYLES[row.verdict]))
     parts += [Text(f"    {printable(each)}") for each in _remedies(gate)]
     passed = Counter(row.axis for row in gate.rows if row.verdict == "passed")
+    quiet = passed.pop("self-check", 0)
     if passed:
         parts.append(Text("  passed: " + ", ".join(f"{axis} {count}" for axis, count in passed.items())))
+    if quiet:
+        parts.append(Text("  self-check: no alarm"))
     plot = forest(gate)
     parts += [Text(""), draw(plot)] if plot is not None else []
     parts += [Text(f"  note: {printable(note)}", style="dim") for note in gate.notes]

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from harness.record import RunRecord
 
 UNATTRIBUTED_LIMIT = 0.1
-"""Share of the peak above which storages that nobody claims are flagged."""
+"""Share of the peak above which storages that nobody claims are flagged, where they grow or are not small:"""
+
+UNATTRIBUTED_LEAST = 2**20
+"""Bytes. A few kilobytes are most of what a model of two parameters holds."""
 
 BESIDE = (
     ("allocator's peak", "ledger_allocator_peak_bytes"),
@@ -38,10 +41,12 @@ def is_told(name: str) -> bool:
 def unattributed(record: RunRecord) -> str | None:
     """Return the warning about storages that nobody claims, or None."""
     at_peak, peak = _ranks(record, "ledger_unattributed_at_peak_bytes"), _ranks(record, "ledger_peak_bytes")
-    shares = [held / whole for held, whole in zip(at_peak, peak, strict=False) if held is not None and whole]
+    grown = _value(record, "ledger_unattributed_growth_bytes")
+    least = 0 if grown else UNATTRIBUTED_LEAST
+    pairs = zip(at_peak, peak, strict=False)
+    shares = [held / whole for held, whole in pairs if held is not None and whole and held > least]
     if max(shares, default=0.0) <= UNATTRIBUTED_LIMIT:
         return None
-    grown = _value(record, "ledger_unattributed_growth_bytes")
     grows = f", {quantities.size(grown)} more a step" if grown else ""
     return f"{max(shares):.0%} of the peak is unattributed: storages that nobody claims{grows}"
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from harness.comparison.analysis import MEMORY
+from harness.comparison.model import STEP_TIME
 from harness.reports.model import report
 from harness.reports.printable import printable
 from harness.reports.words import interval, percent, times
@@ -69,12 +71,18 @@ def _headline(found: Report) -> str:
 
 def _section(section: Section, found: Report) -> str:
     words = [_sentence(section, found)]
-    significant = [line for line in section.lines if line.significant]
-    others = [line for line in section.lines if not line.significant]
+    # The error is shared out over looks and arms, not over metrics: a phase alone, or CPU time, may be chance.
+    decided = any(line.significant and line.metric == STEP_TIME for line in section.lines)
+    significant = [line for line in section.lines if line.significant and (decided or line.metric == MEMORY)]
+    others = [line for line in section.lines if line not in significant]
     if significant:
         words.append(_table(significant, found))
     if others:
-        count = f"{len(others)} metric{'s' if len(others) > 1 else ''} without a significant difference"
+        quiet = not any(line.significant for line in others)
+        kind = (
+            "without a significant difference" if quiet else "beside the step, whose difference is not significant"
+        )
+        count = f"{len(others)} metric{'s' if len(others) > 1 else ''} {kind}"
         words.append(folded(count, _table(others, found)))
     if section.told:
         words.append("\n".join(f"- {escaped(each)}" for each in section.told))

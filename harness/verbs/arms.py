@@ -6,10 +6,10 @@ import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.comparison.model import Arm
-from harness.errors import InvalidInputError, Problem
+from harness.errors import InvalidInputError, Problem, gathered, refuse
 from harness.gating.file import duration, fraction
 
 if TYPE_CHECKING:
@@ -85,6 +85,61 @@ def rides_along(asked: Mapping[str, Any], ci: str | None, *, option: bool | None
     return bool(asked.get("self_check", (ci or "").strip().lower() not in OFF))
 
 
+class Asked(NamedTuple):
+    """A live comparison as words and a file ask for it.
+
+    Attributes:
+        arms: two or more, names unique.
+        margin: relative difference that does not matter.
+        budget_s: of all of it.
+        file: what else stands in the file of arms.
+    """
+
+    arms: list[Arm]
+    margin: float
+    budget_s: float
+    file: dict[str, Any]
+
+
+def asked(  # one argument an option
+    words: Sequence[str],
+    sides: Sequence[str],
+    given: Mapping[str, Any],
+    settings: Sequence[str],
+    share: str | None,
+    budget: str | None,
+) -> Asked:
+    """Read a live comparison; options win over the file.
+
+    Args:
+        words: the file of arms, or nothing.
+        sides: ``--arm``, each.
+        given: fields that the command line gives every arm.
+        settings: likewise, as ``key=value``.
+        share: ``--margin``.
+        budget: ``--budget``.
+
+    Raises:
+        InvalidInputError: with every problem.
+    """
+    problems: list[Problem] = []
+    if sides and words:
+        problems.append(Problem("--arm", f"beside {words[0]}", "name arms in the file or by --arm"))
+    arms: list[Arm] = []
+    file: dict[str, Any] = {}
+    with gathered(problems):
+        if sides:
+            arms = from_words(sides, given, settings)
+        else:
+            arms, file = from_file(Path(words[0]), given, settings)
+    with gathered(problems):
+        allowed = margin(file.get("margin", "2.5%") if share is None else share)
+    with gathered(problems):
+        budget_s = seconds(file.get("budget", "120s") if budget is None else budget)
+    refuse(problems)
+    return Asked(arms, allowed, budget_s, file)
+
+
 def from_words(words: Sequence[str], given: Mapping[str, Any], settings: Sequence[str]) -> list[Arm]:
     """Return arms that differ in the optimizer: ``adamw/fused``, or ``NAME=adamw/fused``.
 
@@ -110,8 +165,7 @@ def from_words(words: Sequence[str], given: Mapping[str, Any], settings: Sequenc
             problems.append(Problem(f"--arm {words[number - 1]}", "is several runs", "give each option once"))
             continue
         arms.append(_arm(runs[0], table))
-    if problems:
-        raise InvalidInputError(list(dict.fromkeys(problems)))
+    refuse(problems)
     return _named(arms)
 
 
@@ -136,13 +190,11 @@ def from_file(path: Path, given: Mapping[str, Any], settings: Sequence[str]) -> 
     Raises:
         InvalidInputError: with every problem of the file and of the options, and its place.
     """
-    from harness.spec import merge, suggest
+    from harness.spec import merge
     from harness.verbs import specs as options
 
     document = _document(path)
-    problems = [
-        Problem(f"{path}: {key}", "unknown key", suggest(key, KEYS)) for key in document if key not in KEYS
-    ]
+    problems = [_unknown(path, key) for key in document if key not in KEYS]
     asked = _asked(path, document, problems)
     overrides, typed = options.overrides(given, settings, problems)
     defaults, tables = _tables(path, document, problems)
@@ -152,11 +204,42 @@ def from_file(path: Path, given: Mapping[str, Any], settings: Sequence[str]) -> 
         try:
             arms.append(_arm_of(where, merge(defaults, table), overrides, path.parent))
         except InvalidInputError as error:
-            problems += (_as_typed(problem, where, typed) for problem in error.problems)
-    if problems:
-        raise InvalidInputError(list(dict.fromkeys(problems)))
-    _enough(len(tables), str(path), "add an [[arm]] table for each: two or more")
+            told = (_as_typed(problem, where, typed) for problem in error.problems)
+            problems += (_as_default(problem, where, table, path, defaults) for problem in told)
+    problems += _twins(path, tables)
+    with gathered(problems):
+        _enough(len(tables), str(path), "add an [[arm]] table for each: two or more")
+    refuse(problems)
     return _named(arms), asked
+
+
+def _unknown(path: Path, key: str) -> Problem:
+    """Return the problem of a key at the top of a file, which may be one of a table."""
+    from harness.spec import RunSpec, suggest
+
+    remedy = suggest(key, KEYS)
+    if key in RunSpec.model_fields or key in PLACE:
+        remedy = f"write {key} under [defaults], for all arms, or in an [[arm]]"
+    return Problem(f"{path}: {key}", "unknown key", remedy)
+
+
+def _as_default(
+    problem: Problem, where: str, table: Mapping[str, Any], file: Path, defaults: Mapping[str, Any]
+) -> Problem:
+    """Let a problem of a key that the defaults gave say so, instead of blaming each arm for it."""
+    path = problem.where.removeprefix(f"{where}.")
+    key = path.partition(".")[0].partition("[")[0]
+    if key in table or key not in defaults:
+        return problem
+    return replace(problem, where=f"{file}: defaults.{path}")
+
+
+def _twins(path: Path, tables: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
+    """Yield each name that more than one arm was given: a report could not tell them apart."""
+    names = [table["name"] for table in tables if isinstance(table.get("name"), str)]
+    for name in dict.fromkeys(each for each in names if names.count(each) > 1):
+        numbers = [f"arm[{number}]" for number, table in enumerate(tables) if table.get("name") == name]
+        yield Problem(f"{path}: {' and '.join(numbers)}", f"are both called {name}", "give each another name")
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -165,9 +248,11 @@ def _document(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InvalidInputError([Problem(str(path), f"cannot be read: {error.strerror}")]) from None
+        remedy = "name a TOML file with an [[arm]] for each side, or give each by --arm"
+        raise InvalidInputError([Problem(str(path), f"cannot be read: {error.strerror}", remedy)]) from None
     except ValueError as error:  # of TOML, of UTF-8, or an integer of more digits than Python reads
-        raise InvalidInputError([Problem(str(path), f"is not valid TOML: {error}")]) from None
+        remedy = 'a line is key = value, text in quotes, or a table\'s head: optimizer = "adamw/fused", [[arm]]'
+        raise InvalidInputError([Problem(str(path), f"is not valid TOML: {error}", remedy)]) from None
 
 
 def _asked(path: Path, document: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:

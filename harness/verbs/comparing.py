@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from harness.comparison.model import COMPARISON_VERSION, Arm, Comparison
 from harness.errors import CorruptFileError, InvalidInputError, OptbenchError, Problem
+from harness.run_ids import RUN_ID, SWEEP_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,9 +70,19 @@ def _place_problems(arm: Arm) -> list[Problem]:
         return [*found, Problem(f"{where}: python", f"{arm.python} is no program", "name an interpreter")]
     missing = _missing_packages(arm)
     if missing:
-        remedy = f"{arm.python} -m pip install optbench, or give the arm a path"
+        remedy = f"{arm.python} -m pip install {_installable()}"
+        if missing == ["harness"]:
+            remedy += ", or give the arm the path of a checkout"
         found.append(Problem(f"{where}: python", f"{arm.python} lacks {', '.join(missing)}", remedy))
     return found
+
+
+def _installable() -> str:
+    """Return what pip installs this optbench from: its checkout, where it is one."""
+    import harness
+
+    root = Path(harness.__file__).parents[1]
+    return str(root) if (root / "pyproject.toml").is_file() else "optbench"
 
 
 def _missing_packages(arm: Arm) -> list[str]:
@@ -168,9 +179,7 @@ def load(store: Store, word: str) -> tuple[str, Comparison]:
     wanted = word if word.startswith(KIND) else f"{KIND}-{word}"
     matching = names[-1:] if word == "latest" else [name for name in names if name.startswith(wanted)]
     if len(matching) != 1:
-        told = ", ".join(matching or names[-3:]) or "none"
-        what = f"{len(matching)} comparisons are called so in {store.root}"
-        raise InvalidInputError([Problem(f"--from {word}", what, f"there is {told}")])
+        raise InvalidInputError([_not_one(f"--from {word}", word, matching, names, store)])
     file = store.root / matching[0] / "manifest.json"
     try:
         document = read_sealed(file)
@@ -186,6 +195,18 @@ def load(store: Store, word: str) -> tuple[str, Comparison]:
         place = ".".join(map(str, first["loc"]))
         told = ": ".join(filter(None, (place, first["msg"].removeprefix("Value error, "))))
         raise CorruptFileError(f"{file}: no comparison: {told}") from None
+
+
+def _not_one(where: str, word: str, matching: Sequence[str], names: Sequence[str], store: Store) -> Problem:
+    """Return the problem of a word that means no comparison, or several."""
+    if matching:
+        return Problem(where, f"{len(matching)} comparisons begin so", f"write more of one: {', '.join(matching)}")
+    if RUN_ID.fullmatch(word) or SWEEP_ID.fullmatch(word):
+        return Problem(where, "is no comparison", f"optbench show {word} shows it")
+    if not names:
+        remedy = "optbench compare --arm … --arm … makes one; --results names another store"
+        return Problem(where, f"there is no comparison in {store.root}", remedy)
+    return Problem(where, f"no comparison in {store.root} is called so", f"there is {', '.join(names[-3:])}")
 
 
 def proved(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from harness.comparison.model import Comparison
     from harness.counts.baseline import Entry
     from harness.counts.model import Counts, Measured
-    from harness.gating.file import Convergence, GateFile
+    from harness.gating.file import Baseline, Convergence, GateFile
     from harness.gating.model import Axis
     from harness.machine import Machine
     from harness.plan import Cell, Plan
@@ -54,6 +54,7 @@ class LiveComparison(Protocol):
 NOT_VERIFIED = "correctness was not looked at (--no-verify)"
 NO_TIMES = 'speed and memory were not compared live; [baseline] path = "../main" does'
 NO_DRIFT = "drift was not looked at; [gate] drift_steps = 300 does"
+NOTHING_ELSE = "nothing else was looked at"
 NO_COUNTS = 'noise-free counts were not looked at; [baseline] counts = "counts.json" does'
 
 
@@ -117,6 +118,21 @@ def gate(session: Session) -> Gate:
     """
     began = time.monotonic()
     _refuse_unknown_metrics(session)
+    missing = _missing_code(session.file.baseline)
+    if missing is None:
+        _look(session)
+    else:  # nothing that the other looks tell, some of them long, could make this one pass
+        session.rows.append(missing)
+        session.notes.append(NOTHING_ELSE)
+    return Gate(
+        name=session.file.name,
+        rows=tuple(session.rows),
+        notes=tuple(session.notes),
+        spent_s=time.monotonic() - began,
+    )
+
+
+def _look(session: Session) -> None:
     session.refuse_unsupported()
     if session.verify:
         _correctness(session)
@@ -125,12 +141,18 @@ def gate(session: Session) -> Gate:
     _counts_and_drift(session)
     _speed_and_memory(session)
     _convergence(session)
-    return Gate(
-        name=session.file.name,
-        rows=tuple(session.rows),
-        notes=tuple(session.notes),
-        spent_s=time.monotonic() - began,
-    )
+
+
+def _missing_code(base: Baseline) -> Row | None:
+    """Return a row where the baseline's code is not there: what is installed would be compared with itself."""
+    what, remedy = None, None
+    if base.path is not None and not base.path.is_dir():
+        what, remedy = f"[baseline] path: there is no folder {base.path}", "check the other code out there"
+    elif base.python is not None and not base.python.is_file():
+        what, remedy = f"[baseline] python: there is no program {base.python}", "name an interpreter"
+    if what is None:
+        return None
+    return _invalid("speed", "every cell", "the baseline's code", what).model_copy(update={"remedy": remedy})
 
 
 def _correctness(session: Session) -> None:
@@ -167,7 +189,7 @@ def _counts_and_drift(session: Session) -> None:
         return
     for name, cell in session.counted():
         try:
-            found = _measured(session, name, cell, settings.drift_steps)
+            found = measured(session, name, cell, settings.drift_steps)
             if file is not None and entries is not None:
                 _judge(session, name, cell, found.counts, entries)
         except OptbenchError as error:
@@ -185,7 +207,7 @@ def _judge(session: Session, name: str, cell: Cell, now: Counts, entries: dict[s
     alike = then is not None and not baseline.unlike(file, name, then, entry)
     again = None
     if then is not None and alike and counted.moved(then.counts, now, ignore):
-        again = _measured(session, f"{name}, again", cell, 0).counts
+        again = measured(session, f"{name}, again", cell, 0).counts
     rows, notes = counted.judged(file, name, then, entry, again, ignore)
     session.rows += rows
     session.notes += notes
@@ -244,7 +266,6 @@ def _compared(session: Session, cell: Cell, margins: dict[str, float], kept: Kep
         looked = timed.Compared("", analyse(so_far, whole=True), len(so_far.design.looks), margins)
         return all(row.verdict != "inconclusive" for row in timed.judged([looked], family))
 
-    _refuse_missing_code(session)
     build_kernels([cell], session.told)
     spec = cell.spec
     settings, base = session.file.settings, session.file.baseline
@@ -265,15 +286,6 @@ def _compared(session: Session, cell: Cell, margins: dict[str, float], kept: Kep
     if found.outcome != "completed":
         raise OptbenchError(f"{found.outcome}: {found.reason}")
     return found
-
-
-def _refuse_missing_code(session: Session) -> None:
-    """Raise where the baseline's code is not there: what is installed would be compared with itself."""
-    base = session.file.baseline
-    if base.path is not None and not base.path.is_dir():
-        raise OptbenchError(f"[baseline] path: there is no folder {base.path}; check the other code out there")
-    if base.python is not None and not base.python.is_file():
-        raise OptbenchError(f"[baseline] python: there is no program {base.python}; name an interpreter")
 
 
 def _refuse_unknown_metrics(session: Session) -> None:
@@ -323,7 +335,6 @@ def _converged(session: Session, name: str, cell: Cell, asked: Convergence) -> t
         better = workload_traits(cell.spec.workload, session.machine).metrics[asked.metric]
         asked = asked.model_copy(update={"better": better})
     interval = cell.spec.evaluate_every or converged.finest(cell.spec.steps, asked.margin)
-    _refuse_missing_code(session)
     each_seed = dict.fromkeys(asked.seeds)
     specs = [cell.spec.model_copy(update={"seed": each, "evaluate_every": interval}) for each in each_seed]
     base = session.file.baseline
@@ -339,63 +350,12 @@ def _converged(session: Session, name: str, cell: Cell, asked: Convergence) -> t
     return converged.judged(name, before, after, asked.margin, interval)
 
 
-def update(session: Session) -> tuple[list[str], list[str]]:
-    """Count every cell twice and write the baseline; return what moved since the old one, and notes.
+def measured(session: Session, name: str, cell: Cell, drift_steps: int) -> Measured:
+    """Count one cell, and follow it further for drift.
 
     Raises:
-        OptbenchError: a cell cannot run or be counted, or was not the same twice; the old file is left as it is.
-        OSError: it cannot be written.
+        OptbenchError: it could not be counted.
     """
-    file, ignore = session.file.baseline.counts, session.file.baseline.ignore
-    if file is None:
-        raise OptbenchError('there is no baseline to update; add [baseline] counts = "counts.json"')
-    for each, cell in zip(session.file.cells, session.plan.cells, strict=True):
-        if cell.unsupported is not None:
-            raise OptbenchError(f"{each.name}: cannot run here: {cell.unsupported}; nothing was written")
-    old = _replaced(file)
-    entries: dict[str, Entry] = {}
-    for name, cell in session.counted():
-        first, second = (_measured(session, f"{name}{which}", cell, 0).counts for which in ("", ", again"))
-        unsteady = counted.moved(first, second, ignore)
-        if unsteady:
-            raise OptbenchError(
-                f"{name}: counted twice, not the same: {unsteady[0]}; "
-                f'[baseline] ignore = ["{unsteady[0].kind} {unsteady[0].name}"] leaves it out; nothing was written'
-            )
-        entries[name] = baseline.entry(cell.spec, first)
-    baseline.write(file, entries)
-    return _told(old, entries), [f"{name}: no longer in the gate" for name in old if name not in entries]
-
-
-def _replaced(file: Path) -> dict[str, Entry]:
-    """Return what the file holds that is to be replaced; nothing of it where it is missing or damaged.
-
-    Raises:
-        OptbenchError: it is something else than a baseline, or a newer one, or it could not be written.
-    """
-    if not baseline.may_replace(file):
-        raise OptbenchError(
-            f"{file}: is no baseline of counts, or a newer optbench's; nothing was written: name another"
-        )
-    try:
-        return baseline.read(file)
-    except CorruptFileError:
-        return {}
-
-
-def _told(old: dict[str, Entry], new: dict[str, Entry]) -> list[str]:
-    told = []
-    for name, entry in new.items():
-        if name not in old:
-            told.append(f"{name}: new")
-        elif old[name].counts.world_size == entry.counts.world_size:
-            told += [f"{name}: {each}" for each in counted.moved(old[name].counts, entry.counts, ())]
-        else:
-            told.append(f"{name}: {old[name].counts.world_size} -> {entry.counts.world_size} ranks")
-    return told
-
-
-def _measured(session: Session, name: str, cell: Cell, drift_steps: int) -> Measured:
     session.told(f"counting {name}" + (f", {drift_steps} steps more for drift" if drift_steps else ""))
     build_kernels([cell], session.told)
     return counting.measure(cell.spec, drift_steps)

@@ -215,7 +215,7 @@ def test_two_ranks_take_turns_and_another_checkout_can_be_an_arm(user, tmp_path)
     ("arm", "told"),
     [
         ("mine:Dies", "a rank died in its turn: ended with code 3"),
-        ("mine:Killed", "a rank died in its turn: killed by SIGKILL"),
+        pytest.param(*("mine:Killed", "a rank died in its turn: killed by SIGKILL"), marks=pytest.mark.exhaustive),
         ("mine:Hangs", "hung in its turn: no answer within 6 s"),
     ],
 )
@@ -241,7 +241,9 @@ def test_arms_that_train_differently_are_refused_unless_told_so(user):
             *("mine:Diverges", "arm mine:Diverges diverged: its loss is not finite in step 21", ()),
             marks=pytest.mark.exhaustive,
         ),
-        ("mine:Stops", "train differently: their losses part in step 8", ()),
+        pytest.param(
+            *("mine:Stops", "train differently: their losses part in step 8", ()), marks=pytest.mark.exhaustive
+        ),
         ("mine:Idle", "arm mine:Idle: RuntimeError: no parameter moved in", ("--allow-different-training",)),
     ],
 )
@@ -364,6 +366,7 @@ def test_arms_that_do_not_fit_together_take_turns_in_abba_order(user):
 
 
 @alone
+@pytest.mark.exhaustive
 def test_every_launch_can_have_new_interpreters(user):
     found = compare(user, *small("adamw/forloop", "adamw/foreach", budget="160s"), "--margin", "90%", "--fresh")
     assert found.code in {0, 3}, found.err

@@ -167,10 +167,8 @@ def test_several_values_of_an_option_beside_a_file_are_refused(tmp_path):
 def test_a_wrong_value_of_an_arms_place_is_told_with_its_key(tmp_path, line, where, what):
     arm = '[[arm]]\nworkload = "linear_regression"\noptimizer = "adamw/foreach"\n'
     assert problems(tmp_path, f"{arm}{line}\n{arm}") == {where: what}
-    (of_defaults,) = {
-        problem.replace("[1]", "[0]") for problem in problems(tmp_path, f"[defaults]\n{line}\n{arm}{arm}")
-    }
-    assert of_defaults == where
+    of_defaults = problems(tmp_path, f"[defaults]\n{line}\n{arm}{arm}")
+    assert of_defaults == {where.replace("arm[0]", "defaults"): what}  # once, not for each arm
 
 
 @pytest.mark.parametrize(
@@ -203,9 +201,23 @@ def test_a_file_that_is_no_toml_or_names_one_arm_is_told(tmp_path):
 
 
 def test_a_number_in_a_name_that_was_given_does_not_make_two_arms_of_one_name(tmp_path):
-    arm = '[[arm]]\nworkload = "linear_regression"\noptimizer = "adamw/foreach"\nname = "{}"\n'
-    arms, _ = read(tmp_path, "".join(arm.format(name) for name in ("a", "a (2)", "a")))
-    assert [each.name for each in arms] == ["a", "a (2)", "a (3)"]
+    arm = '[[arm]]\nworkload = "linear_regression"\noptimizer = "adamw/foreach"\n'
+    arms, _ = read(tmp_path, f'{arm}{arm}name = "adamw/foreach (2)"\n{arm}')
+    assert [each.name for each in arms] == ["adamw/foreach", "adamw/foreach (2)", "adamw/foreach (3)"]
+
+
+def test_everything_wrong_with_a_file_is_told_at_once_and_where_it_was_written(tmp_path):
+    arm = '[[arm]]\nname = "a"\noptimizer = "adamw/foreach"\n'
+    found = problems(tmp_path, f"workload = 'gpt'\n[defaults]\noptimizr = 1\n{arm}stepz = 3\n{arm}")
+    assert found == {
+        "workload": "unknown key",
+        "defaults.optimizr": "unknown key",
+        "arm[0].stepz": "unknown key",
+        "arm[0].workload": "is missing",
+        "arm[1].workload": "is missing",
+        "arm[0] and arm[1]": "are both called a",
+    }
+    assert problems(tmp_path, "budget = 0\n").keys() == {"budget", str(tmp_path / "arms.toml")}
 
 
 @pytest.mark.parametrize(

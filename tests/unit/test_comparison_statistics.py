@@ -16,6 +16,7 @@ from harness.comparison.model import STEP_TIME, Arm, Comparison, Design, Launch,
 from harness.comparison.steady import steady
 from harness.errors import InvalidInputError
 from harness.spec import RunSpec
+from launch.sitting import Begun
 
 LOOKS = (4, 6, 8, 12)
 
@@ -182,21 +183,33 @@ def test_a_warm_up_ends_where_the_level_stops_changing():
 
 
 def test_a_budget_is_spread_over_launches_or_refused_with_the_one_that_would_do():
-    def planned(budget_s, ranks=1, launch_start_s=3.0):
+    def planned(budget_s, ranks=1, launch_start_s=3.0, mean_s=0.01):
         asked = Design(looks=(), margin=0.025, rounds=0, turn_steps=0, budget_s=budget_s, seed=7)
-        return design(asked, arms=2, ranks=ranks, start_s=12, launch_start_s=launch_start_s, step_time_s=0.01)
+        times = {"launch_start_s": launch_start_s, "step_time_s": 0.01, "mean_step_time_s": mean_s}
+        return design(asked, arms=2, ranks=ranks, start_s=12, **times)
 
     long = planned(240)
     assert (long.looks, long.turn_steps, long.seed) == (LOOKS, 4, 7)
     assert planned(240, launch_start_s=1.0).looks == (4, 8, 14, 24)  # little of each launch is its start
     assert planned(240, ranks=2).turn_steps == 12
     assert long.rounds >= 20
+    interrupted = planned(240, mean_s=0.02)  # by others: fewer rounds, turns as long as before
+    assert (interrupted.turn_steps, interrupted.rounds) == (long.turn_steps, long.rounds // 2)
     short = planned(45)
     assert short.looks[-1] < 12
     with pytest.raises(InvalidInputError, match=r"--budget 4\ds"):
         planned(20)
     assert out_of_reach(long, 0.005) is None
     assert "inconclusive" in out_of_reach(long, 0.03)
+
+
+def test_a_plan_sees_through_the_time_slices_of_others():
+    """Every third step waits 4 ms for its turn on the core."""
+    foreach = WarmUp(step_time_s=(*[0.02] * 5, *[0.001, 0.005, 0.001] * 10), steady_from=5, build_s=1.0)
+    forloop = WarmUp(step_time_s=(0.003, 0.007, 0.003) * 10, steady_from=0, build_s=1.0)
+    begun = Begun(warm={0: foreach, 1: forloop}, losses={}, started_s=0.0, took_s=1.0)
+    assert begun.step_s == 0.003
+    assert begun.mean_step_s == pytest.approx((0.007 + 0.013) / 3 / 2)
 
 
 def test_what_is_out_of_reach_is_told_from_the_noise_of_the_warm_up():

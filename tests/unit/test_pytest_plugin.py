@@ -56,7 +56,7 @@ def test_twice_the_work_fails_with_ratio_and_bounds(tmp_path):
 
 def test_an_exception_in_a_callable_comes_out_with_its_text(tmp_path):
     done = asserted(tmp_path, "lambda: 1 / 0", "work(10)")
-    assert "RuntimeError: in a launch" in done.stderr
+    assert "RuntimeError: a callable raised in a launch" in done.stderr
     assert "ZeroDivisionError" in done.stderr
 
 

@@ -245,6 +245,21 @@ def test_significant_rows_stand_above_the_fold_and_the_others_below():
     assert text.startswith("### optbench: 🟢 faster\n")
 
 
+def test_what_differs_beside_a_step_that_does_not_is_folded_away_but_for_memory():
+    """Seven intervals share no correction."""
+    alone = {**PLAIN[0].pairs[0].metrics, "step_time_s": estimate(1.0, 0.99, 1.01, "equivalent")}
+    text = markdown(analysis(pair(verdict="equivalent", metrics=alone)), comparison())
+    before, _, after = text.partition("<details><summary>5 metrics beside the step, whose difference is not")
+    assert "peak memory | 0.810x" in before
+    assert "optimizer | 0.523x" in after
+
+
+def test_what_was_said_of_launches_is_in_the_json_too():
+    note = "a and b train differently: their losses part in step 2"
+    found = comparison(launches=tuple(launch(number, notes=(note,)) for number in range(4)))
+    assert document(analysis(), found)["notes"] == [note]
+
+
 @settings(deadline=None)
 @given(st.text())
 def test_a_name_renders_as_itself_and_is_never_markup(name):

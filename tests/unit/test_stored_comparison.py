@@ -336,8 +336,8 @@ def test_a_damaged_run_of_a_folder_is_named_and_the_others_are_compared(store, t
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "is not two runs"),
-        (["latest"], "is not two runs"),
+        ([], "names nothing to compare"),
+        (["latest"], "is one run: two are compared"),
         (["comparison-20261126T054215-fgvhu7r3i4mugnl3"], "is a comparison, not a run"),
         (["latest", "nonsense"], "no run has this id"),
         (["latest", "EMPTY"], "holds no run"),
