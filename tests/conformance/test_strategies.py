@@ -229,7 +229,7 @@ def unlike_norms(ran: worlds.Ran, expected: worlds.Ran) -> list[str]:
     return [f"{ran}: gradient norms {largest:.1e} from {expected}"] if largest > limit else []
 
 
-HANDS = 83
+HANDS = 167
 """Into which cells are dealt; a test plays one. Were it a divisor of the strategies, some would never come up."""
 
 
@@ -260,6 +260,7 @@ def of_one_rank() -> list[RunSpec]:
     return [cell("adamw/foreach", way, 1, clip_norm=CLIP) for way in distributed()]
 
 
+@pytest.mark.exhaustive
 @cells(lambda: with_references(of_one_rank()))
 def test_one_rank_in_a_world_of_its_own_trains_the_same_curve():
     assert faults(of_one_rank()) == []

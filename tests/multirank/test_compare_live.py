@@ -214,7 +214,7 @@ def test_two_ranks_take_turns_and_another_checkout_can_be_an_arm(user, tmp_path)
 @pytest.mark.parametrize(
     ("arm", "told"),
     [
-        ("mine:Dies", "a rank died in its turn: ended with code 3"),
+        pytest.param("mine:Dies", "a rank died in its turn: ended with code 3", marks=pytest.mark.exhaustive),
         pytest.param(*("mine:Killed", "a rank died in its turn: killed by SIGKILL"), marks=pytest.mark.exhaustive),
         ("mine:Hangs", "hung in its turn: no answer within 6 s"),
     ],
@@ -234,16 +234,12 @@ def test_arms_that_train_differently_are_refused_unless_told_so(user):
     assert "--allow-different-training" in found.err
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("arm", "told", "more"),
     [
-        pytest.param(
-            *("mine:Diverges", "arm mine:Diverges diverged: its loss is not finite in step 21", ()),
-            marks=pytest.mark.exhaustive,
-        ),
-        pytest.param(
-            *("mine:Stops", "train differently: their losses part in step 8", ()), marks=pytest.mark.exhaustive
-        ),
+        ("mine:Diverges", "arm mine:Diverges diverged: its loss is not finite in step 21", ()),
+        ("mine:Stops", "train differently: their losses part in step 8", ()),
         ("mine:Idle", "arm mine:Idle: RuntimeError: no parameter moved in", ("--allow-different-training",)),
     ],
 )

@@ -148,6 +148,7 @@ def test_cells_that_turn_out_to_be_the_same_code_say_so(optbench):
     assert "sgd/foreach ran the same operators as sgd/forloop" in " ".join(ran.out.split())
 
 
+@pytest.mark.exhaustive
 def test_ddp_on_one_rank_runs_and_says_that_it_is_the_same_as_single(optbench):
     ran = optbench.run(
         *words(workload="cnn", strategy="ddp", nproc="1", steps="3", optimizer="sgd/forloop"), "--json"

@@ -90,27 +90,27 @@ def proved(folder, jobs):
     return [json.loads(line) for line in lines]
 
 
-def sound(folder, cells):
-    """Return the certificates of cells, by cell."""
-    jobs = [{"optimizer": each, "strategy": name, "precision": precision} for each, name, precision in cells]
-    return dict(zip(cells, proved(folder, jobs), strict=True))
+def sound_jobs(cells):
+    return [{"optimizer": each, "strategy": name, "precision": precision} for each, name, precision in cells]
+
+
+DAILY = ["Replicas", *(name for name in FAULTS if name not in MORE_FAULTS), "Raises"]
 
 
 @pytest.fixture(scope="module")
-def right(tmp_path_factory):
-    return sound(tmp_path_factory.mktemp("sound"), SOUND)
+def daily(tmp_path_factory):
+    """Return the certificates of sound cells and of engines from outside: one world made all."""
+    made = proved(tmp_path_factory.mktemp("proved"), [*sound_jobs(SOUND), *engine_jobs(DAILY)])
+    return dict(zip([*SOUND, *DAILY], made, strict=True))
 
 
 @pytest.fixture(scope="module")
-def faulty(tmp_path_factory):
-    names = ["Replicas", *(name for name in FAULTS if name not in MORE_FAULTS), "Raises"]
-    return engines(tmp_path_factory.mktemp("faulty"), names)
+def faulty(daily):
+    return {name: daily[name] for name in DAILY}
 
 
-def engines(folder, names):
-    """Return the certificates of engines with faults, by their names."""
-    jobs = [{"optimizer": "adamw/foreach", "strategy": f"faulty_engines:{name}"} for name in names]
-    return dict(zip(names, proved(folder, jobs), strict=True))
+def engine_jobs(names):
+    return [{"optimizer": "adamw/foreach", "strategy": f"faulty_engines:{name}"} for name in names]
 
 
 def passed_every_check(made):
@@ -122,13 +122,13 @@ def passed_every_check(made):
 
 
 @pytest.mark.parametrize("cell", SOUND, ids="-".join)
-def test_a_sound_engine_passes_every_check(right, cell):
-    passed_every_check(right[cell])
+def test_a_sound_engine_passes_every_check(daily, cell):
+    passed_every_check(daily[cell])
 
 
 @pytest.mark.exhaustive
 def test_more_sound_engines_pass_every_check(tmp_path):
-    for made in sound(tmp_path, MORE_SOUND).values():
+    for made in proved(tmp_path, sound_jobs(MORE_SOUND)):
         passed_every_check(made)
 
 
@@ -145,7 +145,8 @@ def test_a_fault_of_the_engine_is_caught_and_named(faulty, name):
 
 @pytest.mark.exhaustive
 def test_more_faults_of_engines_are_caught_and_named(tmp_path):
-    found = engines(tmp_path, sorted(MORE_FAULTS))
+    names = sorted(MORE_FAULTS)
+    found = dict(zip(names, proved(tmp_path, engine_jobs(names)), strict=True))
     assert {name: (made["outcome"], made["cause"]) for name, made in found.items()} == {
         name: ("wrong", FAULTS[name]) for name in MORE_FAULTS
     }

@@ -144,6 +144,7 @@ def test_a_class_of_ones_own_is_held_to_an_algorithm_over_what_its_constructor_t
     assert (maximise["verdict"], maximise["detail"]) == ("not applicable", "its constructor takes no maximize")
 
 
+@pytest.mark.exhaustive
 def test_a_beta_that_is_off_in_a_class_of_ones_own_is_named(user):
     code, made = like_adamw(user, HAND_WRITTEN.replace('group["betas"]\n', '(group["betas"][0], 0.998)\n'))
     assert (code, made["outcome"], made["cause"]) == (4, "wrong", "beta2 is 0.998, not 0.999")
@@ -157,6 +158,7 @@ def test_a_step_that_needs_what_no_loop_knows_is_refused_with_the_reason(user):
     assert [row["outcome"] for row in ran.json["runs"]] == ["unsupported"]
 
 
+@pytest.mark.exhaustive
 def test_a_proof_that_fails_in_a_world_costs_the_next_one_nothing(user):
     write(
         user.results.parent,
