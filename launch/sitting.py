@@ -282,11 +282,7 @@ class Sitting:
 
     def _made(self, begun: Begun, turns: Sequence[Turn], peaks: Mapping[int, int]) -> Launch:
         arms = range(len(self._arms))
-        notes = self._differences() + [
-            f"{self._arms[index].name}: no steady state after {len(begun.warm[index].step_time_s)} steps"
-            for index in arms
-            if begun.warm[index].steady_from is None
-        ]
+        notes = self._differences()
         made = Launch(
             number=len(self.launches),
             kind="fresh" if self._fresh else "forked",

@@ -136,7 +136,7 @@ class Launch(_Frozen):
     invalid: str | None = None
     """Why its ratios are not used: decided by the guards, before a ratio was looked at."""
     notes: tuple[str, ...] = ()
-    """What should be known of it: no steady state, stalls."""
+    """What should be known of it: that arms train differently, say."""
 
 
 class Comparison(_Frozen):

@@ -95,7 +95,13 @@ def common_warnings(comparison: Comparison) -> tuple[str, ...]:
             "the system draws the addresses of each program anew, whatever is asked: an arm may be half a percent "
             "faster or slower for that, as long as its ranks live"
         )
-    found += _unproved(comparison)
+    return (*found, *_unproved(comparison), *of_launches(comparison))
+
+
+def of_launches(comparison: Comparison) -> tuple[str, ...]:
+    """Say what was noted of single launches, and of how many: no steady state, arms that train differently."""
+    valid = [launch for launch in comparison.launches if launch.invalid is None]
+    found = []
     for index, arm in enumerate(comparison.arms):
         unsteady = sum(_is_unsteady(launch, index) for launch in valid)
         if unsteady:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from harness.reports.beside import of_launches
+
 if TYPE_CHECKING:
     from harness.comparison.model import Analysis, Comparison, Estimate, Pair
 
@@ -28,10 +30,7 @@ def document(analysis: Analysis, comparison: Comparison) -> dict[str, Any]:
             for launch in comparison.launches
             if launch.invalid is not None
         ],
-        "notes": [
-            *analysis.notes,
-            *dict.fromkeys(note for launch in comparison.launches for note in launch.notes),
-        ],
+        "notes": [*analysis.notes, *of_launches(comparison)],
     }
 
 

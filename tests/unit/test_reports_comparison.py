@@ -257,7 +257,7 @@ def test_what_differs_beside_a_step_that_does_not_is_folded_away_but_for_memory(
 def test_what_was_said_of_launches_is_in_the_json_too():
     note = "a and b train differently: their losses part in step 2"
     found = comparison(launches=tuple(launch(number, notes=(note,)) for number in range(4)))
-    assert document(analysis(), found)["notes"] == [note]
+    assert document(analysis(), found)["notes"] == [f"{note} (4 of 4 launches)"]
 
 
 @settings(deadline=None)
