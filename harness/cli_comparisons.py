@@ -36,7 +36,8 @@ def compare(
     seed: options.Seed = None,
     settings: options.Settings = None,
     budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Of all of it: 120s, 4m. Default 120s.")
+        str | None,
+        typer.Option(metavar="TIME", help="From the arms' start, proofs not included: 120s, 4m. Default 120s."),
     ] = None,
     margin: Annotated[
         str | None, typer.Option(metavar="SHARE", help="Difference that does not matter. Default 2.5%.")
@@ -195,6 +196,9 @@ def gate(
     except OSError as error:
         errors.print(f"optbench: cannot write {error.filename}: {error}", markup=False, style="red")
         raise typer.Exit(FAILED) from error
+    except KeyboardInterrupt:
+        errors.print("optbench: interrupted: the gate has no verdict", style="red")
+        raise
     if as_json:
         print_json(report.document(found))
     else:

@@ -19,6 +19,7 @@ import argparse
 import ctypes
 import faulthandler
 import gc
+import importlib.util
 import json
 import math
 import mmap
@@ -220,6 +221,12 @@ def _prepared(fields: dict[str, Any], path: str | None = None) -> dict[str, Any]
     registry.WORKLOADS.get(spec.workload)
     registry.OPTIMIZERS.get(spec.optimizer)
     _strategy(spec.strategy)
+    for name in (spec.workload, spec.optimizer, spec.strategy):
+        module, colon, _ = name.partition(":")
+        if colon and importlib.util.find_spec(
+            module.partition(".")[0]
+        ):  # out of tree: looked up when it is built, unless now
+            importlib.import_module(module)
     if path is not None:
         _refuse_code_from_elsewhere(Path(path).resolve())
     return {

@@ -23,7 +23,8 @@ OVERRUN = 1.1
 
 UNFINISHED = "its driver was killed, or is still at it"
 
-APART = "the arms do not fit into memory together: from now on one at a time, in ABBA order"
+TOO_LARGE = "the arms do not fit into memory together"
+APART = f"{TOO_LARGE}: from now on one at a time, in ABBA order"
 
 
 def compare(  # noqa: PLR0913  # one argument an option
@@ -89,6 +90,7 @@ def compare(  # noqa: PLR0913  # one argument an option
             if not resident or run.has_launches():
                 raise
             told(APART)
+            run.short_of_memory = True
             run.through(timeout_s, unlike=different_training, fresh=fresh, resident=False)
     except ArmError as error:
         return run.comparison("failed", str(error))
@@ -111,6 +113,9 @@ class _Run:
         kept: gets what there is after every launch.
         ready: asked at each look.
         proofs: by arm; none: nobody asked.
+
+    Attributes:
+        short_of_memory: the arms were found not to fit together; each launch says so.
     """
 
     def __init__(
@@ -125,6 +130,7 @@ class _Run:
         self._arms, self._plan = arms, asked
         self._ranks = max(arm.spec.world_size or 1 for arm in arms)
         self._told, self._kept, self._ready, self._proofs = told, kept, ready, proofs
+        self.short_of_memory = False
         self._began, self._origin_s = time.time(), time.monotonic()
         self._sitting: Sitting | None = None
         self._about: Sequence[dict[str, Any]] = ()
@@ -146,7 +152,14 @@ class _Run:
             began_s = time.monotonic() - self._origin_s
             self._about = worlds.prepared()
             sitting = self._sitting = Sitting(
-                self._arms, worlds, machine, self._origin_s, unlike=unlike, fresh=fresh, resident=resident
+                self._arms,
+                worlds,
+                machine,
+                self._origin_s,
+                unlike=unlike,
+                fresh=fresh,
+                resident=resident,
+                note=TOO_LARGE if self.short_of_memory else None,
             )
             ready_s = sitting.spent_s()
             begun = sitting.begin()

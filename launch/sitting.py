@@ -83,6 +83,7 @@ class Sitting:
         unlike: compare arms whose losses part.
         fresh: start every launch with new interpreters.
         resident: keep all arms in memory at once.
+        note: of every launch, if any.
 
     Attributes:
         launches: made so far.
@@ -99,9 +100,10 @@ class Sitting:
         unlike: bool,
         fresh: bool,
         resident: bool,
+        note: str | None = None,
     ) -> None:
         self._arms, self._worlds, self._machine, self._origin_s = arms, worlds, machine, origin_s
-        self._unlike, self._fresh, self._resident = unlike, fresh, resident
+        self._unlike, self._fresh, self._resident, self._note = unlike, fresh, resident, note
         self._begun: Begun | None = None
         self._renewed = True
         self._curves: dict[int, list[float | None]] = {}
@@ -282,7 +284,7 @@ class Sitting:
 
     def _made(self, begun: Begun, turns: Sequence[Turn], peaks: Mapping[int, int]) -> Launch:
         arms = range(len(self._arms))
-        notes = self._differences()
+        notes = [*([self._note] if self._note else []), *self._differences()]
         made = Launch(
             number=len(self.launches),
             kind="fresh" if self._fresh else "forked",

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from optbench.paired import NotSlower
 
+TOO_MANY = "optimizers are one argument, a name or a list of names; fields of the spec are given by name"
 MARKER = (
-    "optbench(optimizers, workload='gpt', size=None, **spec): step these optimizers, names or patterns such as "
+    "optbench(optimizers, *, workload='gpt', size=None, **spec): step these optimizers, names or patterns such as "
     "'adamw/*', on this workload through pytest-benchmark"
 )
 NO_BENCHMARK = "optbench.step needs pytest-benchmark: pip install 'optbench[pytest]', and no -p no:benchmark"
@@ -94,6 +95,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("optbench")
     if marker is None or "optbench" not in metafunc.fixturenames:
         return
+    if len(marker.args) + ("optimizers" in marker.kwargs) > 1:
+        raise pytest.UsageError(f"optbench marker: {TOO_MANY}; found {', '.join(map(repr, marker.args))}")
     asked = marker.kwargs.get("optimizers", marker.args[0] if marker.args else ())
     names = _named([asked] if isinstance(asked, str) else list(asked))
     metafunc.parametrize("optbench", names, indirect=True, ids=names)

@@ -51,8 +51,6 @@ def analyse(comparison: Comparison, *, comparison_id: str | None = None, whole: 
     ]
     if comparison.reason is not None:
         notes.append(comparison.reason)
-    if any(not launch.resident for launch in comparison.launches):
-        notes.append("the arms did not fit into memory together: short launches in ABBA order, less exact")
     return Analysis(comparison=comparison_id, pairs=tuple(pairs), spent_s=comparison.spent_s, notes=tuple(notes))
 
 

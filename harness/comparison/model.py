@@ -124,7 +124,7 @@ class Launch(_Frozen):
     number: int
     kind: Literal["forked", "fresh"]
     resident: bool = True
-    """False: the arms did not fit together and took turns as short launches in ABBA order."""
+    """False: one arm in memory at a time; they took turns as short launches in ABBA order."""
     warm_ups: tuple[WarmUp, ...]
     """By arm."""
     turns: tuple[Turn, ...]

@@ -87,8 +87,8 @@ def common_warnings(comparison: Comparison) -> tuple[str, ...]:
     found = []
     if any(not launch.resident for launch in valid):
         found.append(
-            "the arms did not fit into memory together: they took turns as short launches in ABBA order, which "
-            "drift of the machine reaches; intervals are wider"
+            "one arm was in memory at a time: they took turns as short launches in ABBA order, which drift of the "
+            "machine reaches; intervals are wider"
         )
     if any(facts.get("addresses_alike") is False for facts in comparison.facts):
         found.append(
@@ -133,10 +133,13 @@ def measured(analysis: Analysis, comparison: Comparison) -> tuple[str, ...]:
     invalid = [launch for launch in launches if launch.invalid is not None]
     valid = len(launches) - len(invalid)
     kinds = "/".join(dict.fromkeys(launch.kind for launch in launches))
-    decided = {pair.decided_at for pair in analysis.pairs if not pair.is_self_check and pair.decided_at}
+    pairs = [pair for pair in analysis.pairs if not pair.is_self_check]
+    decided = {pair.decided_at for pair in pairs if pair.decided_at}
+    undecided = sum(pair.decided_at is None for pair in pairs)
     words = f"{valid} valid {kinds} launch{'es' if valid != 1 else ''}".replace("  ", " ")
     if decided:
-        words += f", decided at launch {' and '.join(str(each) for each in sorted(decided))}"
+        some = f"{len(pairs) - undecided} of {len(pairs)} " if undecided else ""
+        words += f", {some}decided at launch {' and '.join(str(each) for each in sorted(decided))}"
     if design.looks:
         looks = ", ".join(map(str, design.looks))
         words += f" (looks at {looks}); {design.rounds} rounds of {design.turn_steps} steps"

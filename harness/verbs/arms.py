@@ -153,7 +153,11 @@ def from_words(words: Sequence[str], given: Mapping[str, Any], settings: Sequenc
         name, equals, optimizer = word.rpartition("=")
         tables.append({"optimizer": optimizer, **({"name": name} if equals else {})})
     _enough(len(tables), "--arm", "name two or more: --arm adamw/foreach --arm adamw/fused")
-    problems: list[Problem] = []
+    names = [table["name"] for table in tables if "name" in table]
+    problems: list[Problem] = [
+        Problem(f"--arm {name}=…", "more than one arm is called so", "give each another name")
+        for name in dict.fromkeys(each for each in names if names.count(each) > 1)
+    ]
     arms: list[Arm] = []
     for number, table in enumerate(tables, 1):
         try:
@@ -162,7 +166,10 @@ def from_words(words: Sequence[str], given: Mapping[str, Any], settings: Sequenc
             problems += (_as_arm(problem, words[number - 1]) for problem in error.problems)
             continue
         if len(runs) > 1:
-            problems.append(Problem(f"--arm {words[number - 1]}", "is several runs", "give each option once"))
+            twice = [field for field, value in given.items() if isinstance(value, list) and len(value) > 1]
+            where = ", ".join(options.OPTION_WORDS.get(field, f"--{field}") for field in twice)
+            remedy = "give each option once, and one value; arms that differ in more stand in a file"
+            problems.append(Problem(where or f"--arm {words[number - 1]}", "makes several runs of an arm", remedy))
             continue
         arms.append(_arm(runs[0], table))
     refuse(problems)

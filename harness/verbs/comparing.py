@@ -62,8 +62,9 @@ def alike(arms: Sequence[Arm]) -> list[str]:
 
 def _place_problems(arm: Arm) -> list[Problem]:
     where, found = f"arm {arm.name}", []
-    if arm.path is not None and not (Path(arm.path) / "harness" / "worker.py").is_file():
-        found.append(Problem(f"{where}: path", f"{arm.path} is no checkout of optbench", "name its root folder"))
+    if arm.path is not None and not Path(arm.path).is_dir():
+        remedy = "name the folder that holds the packages to be imported: of optbench, or of the arm's own code"
+        found.append(Problem(f"{where}: path", f"there is no folder {arm.path}", remedy))
     if arm.python is None:
         return found
     if shutil.which(arm.python) is None:
@@ -72,8 +73,9 @@ def _place_problems(arm: Arm) -> list[Problem]:
     if missing:
         remedy = f"{arm.python} -m pip install {_installable()}"
         if missing == ["harness"]:
-            remedy += ", or give the arm the path of a checkout"
-        found.append(Problem(f"{where}: python", f"{arm.python} lacks {', '.join(missing)}", remedy))
+            remedy += ", or give the arm the path of a checkout of optbench"
+        told = ", ".join("optbench" if each == "harness" else each for each in missing)
+        found.append(Problem(f"{where}: python", f"{arm.python} lacks {told}", remedy))
     return found
 
 
@@ -87,7 +89,8 @@ def _installable() -> str:
 
 def _missing_packages(arm: Arm) -> list[str]:
     """Return which of the packages that an arm needs its interpreter cannot find."""
-    names = ["torch", "pydantic", *([] if arm.path is not None else ["harness"])]
+    brings_its_own = arm.path is not None and (Path(arm.path) / "harness").is_dir()
+    names = ["torch", "pydantic", *([] if brings_its_own else ["harness"])]
     code = f"import importlib.util as u; print(*[n for n in {names!r} if u.find_spec(n) is None])"
     try:
         done = subprocess.run(

@@ -243,7 +243,10 @@ def _speed_and_memory(session: Session) -> None:
         try:
             found = _compared(session, cell, margins, kept)
         except OptbenchError as error:
-            session.rows.append(_invalid("speed", name, "live comparison", str(error)))
+            what, _, log = str(error).partition("\n")
+            more = f"optbench compare --from {kept.name} shows the end of its log" if log and kept.name else None
+            row = _invalid("speed", name, "live comparison", what)
+            session.rows.append(row.model_copy(update={"remedy": more}))
             continue
         analysis = analyse(found, comparison_id=kept.name, whole=True)
         compared.append(timed.Compared(name, analysis, len(found.design.looks), margins))
@@ -340,7 +343,8 @@ def _converged(session: Session, name: str, cell: Cell, asked: Convergence) -> t
     base = session.file.baseline
     met = []
     for python, path, whose in ((base.python, base.path, "the baseline's code"), (None, None, "this code")):
-        session.told(f"training {name} over {len(specs)} seeds with {whose}")
+        runs = f"{len(specs)} runs of {cell.spec.steps} steps, one after the other, beside the budget"
+        session.told(f"training {name} over its seeds with {whose}: {runs}")
         records = elsewhere.train(specs, python, path)
         failed = next((each for each in records if each.outcome not in converged.ENDED), None)
         if failed is not None:

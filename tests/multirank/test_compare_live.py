@@ -289,7 +289,7 @@ def test_an_interpreter_without_the_packages_is_named_with_the_remedy(user, tmp_
     )
     done = user("compare", str(file))
     assert done.code == 2
-    assert f"{tmp_path / 'bare/bin/python'} lacks torch, pydantic, harness" in done.err
+    assert f"{tmp_path / 'bare/bin/python'} lacks torch, pydantic, optbench" in done.err
     assert "-m pip install" in done.err
     assert f"{tmp_path / 'bare/bin/none'} is no program" in done.err
 
@@ -308,7 +308,7 @@ def test_bad_words_are_explained_with_the_remedy(user, tmp_path):
     found = user("compare", str(file))
     assert found.code == 2
     assert "/no/such/python is no program" in found.err
-    assert "nowhere is no checkout of optbench" in found.err
+    assert f"there is no folder {tmp_path / 'nowhere'}" in found.err
 
 
 @alone
@@ -348,6 +348,7 @@ def test_arms_that_do_not_fit_together_take_turns_in_abba_order(user):
     found = compare(user, *small("mine:Big", "same=mine:Big", budget="90s"), "--margin", "50%", "--no-verify")
     assert found.code in {0, 3}, found.err
     assert "do not fit into memory together" in found.err
+    assert any("do not fit into memory together" in note for note in found.json["notes"])
     made = launches_of(user, found)
     assert len(made) >= 4
     for launch in made:

@@ -116,6 +116,16 @@ def test_all_wrong_words_of_a_comparison_are_told_at_once(optbench):
     assert [each for each in told if each not in done.err] == []
 
 
+def test_arms_of_one_name_and_options_of_several_values_are_refused_by_their_words():
+    def wrong(words, given):
+        with pytest.raises(InvalidInputError) as caught:
+            arms.from_words(words, given, [])
+        return [each.where for each in caught.value.problems]
+
+    assert wrong(["a=sgd/foreach", "a=sgd/fused"], {"workload": "gpt"}) == ["--arm a=…"]
+    assert wrong(["sgd/foreach", "sgd/fused"], {"workload": ["gpt", "cnn"]}) == ["--workload"]
+
+
 @pytest.mark.parametrize("seconds", [math.inf, math.nan, 0, -3, 1e12])
 def test_a_time_that_nobody_can_wait_for_is_refused(seconds):
     with pytest.raises(InvalidInputError, match="--timeout: expected seconds above 0, at most 604800"):

@@ -16,7 +16,7 @@ from harness.comparison.model import STEP_TIME, Arm, Comparison, Design, Launch,
 from harness.comparison.steady import steady
 from harness.errors import InvalidInputError
 from harness.spec import RunSpec
-from launch.sitting import Begun
+from launch.sitting import Begun, Sitting, UnlikeArmsError
 
 LOOKS = (4, 6, 8, 12)
 
@@ -210,6 +210,19 @@ def test_a_plan_sees_through_the_time_slices_of_others():
     begun = Begun(warm={0: foreach, 1: forloop}, losses={}, started_s=0.0, took_s=1.0)
     assert begun.step_s == 0.003
     assert begun.mean_step_s == pytest.approx((0.007 + 0.013) / 3 / 2)
+
+
+def test_arms_that_train_differently_are_refused_or_told_of_in_every_launch():
+    arms = [Arm(name=name, spec=RunSpec(workload="gpt", optimizer="adamw/foreach")) for name in "ab"]
+
+    def differences(**options):
+        sitting = Sitting(arms, None, None, 0.0, fresh=False, resident=True, **options)
+        sitting._curves = {0: [3.0, 2.0, 1.0], 1: [3.0, 2.0, 1.5]}
+        return sitting._differences()
+
+    assert differences(unlike=True) == ["a and b train differently: their losses part in step 3"]
+    with pytest.raises(UnlikeArmsError, match="part in step 3, 1 and 1.5; --allow-different-training"):
+        differences(unlike=False)
 
 
 def test_what_is_out_of_reach_is_told_from_the_noise_of_the_warm_up():

@@ -250,7 +250,15 @@ def test_the_plugin_imports_no_torch(tmp_path):
     assert done.stdout.strip() == "set()", done.stderr
 
 
-def test_a_marker_without_a_known_optimizer_is_a_usage_error(tmp_path):
-    text = "import pytest\n@pytest.mark.optbench('none/*')\ndef test_step(optbench): ...\n"
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("'none/*'", "no optimizer is called none/*"),
+        ("'adamw/fused', 'linear_regression'", "fields of the spec are given by name"),
+        ("'sgd/fused', optimizers='adamw/fused'", "a name or a list of names"),
+    ],
+)
+def test_a_marker_that_cannot_be_meant_is_a_usage_error(tmp_path, words, told):
+    text = f"import pytest\n@pytest.mark.optbench({words})\ndef test_step(optbench): ...\n"
     done = suite(tmp_path, text)
-    assert "no optimizer is called none/*" in done.stdout + done.stderr
+    assert told in done.stdout + done.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import pathlib
 from collections import deque
 
 import torch
@@ -276,18 +275,3 @@ class WarmsUp(Plain):
         self.last.append(torch.ones(11))
         if self.done % 7 == 0:
             gc.collect()
-
-
-class SlowerThanBaseline(torch.optim.AdamW):
-    """Does the updates' work over again, unless optbench is the checkout that PLANTED_BASELINE names."""
-
-    def step(self, closure=None):
-        """Step, and throw half of the work away."""
-        import harness
-
-        if not pathlib.Path(harness.__file__).is_relative_to(os.environ["PLANTED_BASELINE"]):
-            kept = [p.detach().clone() for group in self.param_groups for p in group["params"]]
-            for _ in range(20):
-                for each in kept:
-                    each.add_(1e-9).mul_(1.0).sqrt_()
-        return super().step(closure)
