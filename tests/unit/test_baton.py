@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import socket
@@ -43,18 +44,25 @@ def test_a_rank_alone_is_timed_on_as_many_cores_as_it_has_threads(
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
-def test_threads_that_are_there_already_keep_to_the_cores_too() -> None:
-    before, over, seen = os.sched_getaffinity(0), threading.Event(), []
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_threads_that_are_there_already_keep_to_the_cores_too(ranks: int) -> None:
+    before, over, seen = sorted(os.sched_getaffinity(0)), threading.Event(), []
     thread = threading.Thread(target=lambda: (over.wait(), seen.append(os.sched_getaffinity(0))))
     thread.start()
+    chosen = before[:2]
     try:
-        keep_to_cores([min(before)])
-        assert os.sched_getaffinity(0) == {min(before)}
+        keep_to_cores(chosen, ranks=ranks)
+        kept = os.sched_getaffinity(0)
     finally:
         over.set()
         thread.join()
-        keep_to_cores(sorted(before))
-    assert seen == [{min(before)}]
+        for each in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # the one that has just ended
+                os.sched_setaffinity(int(each.name), before)
+    if ranks == 1 and len(chosen) == 2:  # the thread that steps has the first for itself
+        assert (kept, seen) == ({chosen[0]}, [{chosen[1]}])
+    else:
+        assert (kept, seen) == (set(chosen), [set(chosen)])
 
 
 def lines() -> tuple[Line, Line]:

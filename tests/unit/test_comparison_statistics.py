@@ -221,7 +221,7 @@ def test_arms_that_train_differently_are_refused_or_told_of_in_every_launch():
         return sitting._differences()
 
     assert differences(unlike=True) == ["a and b train differently: their losses part in step 3"]
-    with pytest.raises(UnlikeArmsError, match="part in step 3, 1 and 1.5; --allow-different-training"):
+    with pytest.raises(UnlikeArmsError, match=r"part in step 3, 1 and 1\.5; --allow-different-training"):
         differences(unlike=False)
 
 
