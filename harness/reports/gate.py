@@ -118,7 +118,14 @@ def _worst_first(rows: Sequence[Row]) -> list[Row]:
 
 
 def _remedies(gate: Gate) -> list[str]:
-    return list(dict.fromkeys(row.remedy for row in gate.rows if row.verdict != "passed" and row.remedy))
+    """Return what to do, each thing once; of several cells it names those that it is for."""
+    cells: dict[str, list[str]] = {}
+    for row in gate.rows:
+        if row.verdict != "passed" and row.remedy:
+            cells.setdefault(row.remedy, []).append(row.cell)
+    if len({row.cell for row in gate.rows}) < 2:
+        return list(cells)
+    return [f"{', '.join(dict.fromkeys(names))}: {remedy}" for remedy, names in cells.items()]
 
 
 def _told(row: Row) -> str:
