@@ -16,6 +16,7 @@ Ranks and children alike say ``here {arm, rank}`` first.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import faulthandler
 import gc
@@ -221,14 +222,8 @@ def _prepared(fields: dict[str, Any], path: str | None = None) -> dict[str, Any]
     registry.WORKLOADS.get(spec.workload)
     registry.OPTIMIZERS.get(spec.optimizer)
     _strategy(spec.strategy)
-    for name in (spec.workload, spec.optimizer, spec.strategy):
-        module, colon, _ = name.partition(":")
-        if colon and importlib.util.find_spec(
-            module.partition(".")[0]
-        ):  # out of tree: looked up when it is built, unless now
-            importlib.import_module(module)
     if path is not None:
-        _refuse_code_from_elsewhere(Path(path).resolve())
+        _refuse_code_from_elsewhere(Path(path).resolve(), (spec.workload, spec.optimizer, spec.strategy))
     return {
         "torch": torch.__version__,
         "python": sys.version.split()[0],
@@ -238,11 +233,19 @@ def _prepared(fields: dict[str, Any], path: str | None = None) -> dict[str, Any]
     }
 
 
-def _refuse_code_from_elsewhere(root: Path) -> None:
-    """Raise where no module was imported from the arm's checkout: other code would be compared with itself."""
+def _refuse_code_from_elsewhere(root: Path, names: Sequence[str] = ()) -> None:
+    """Raise where no module comes from the arm's checkout: other code would be compared with itself.
+
+    What is named out of tree (``module:Class``) is found, not imported: that might initialise
+    a device before forks.
+    """
+    files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+    for module in (name.partition(":")[0] for name in names if ":" in name):
+        with contextlib.suppress(ImportError, ValueError):  # what cannot be found fails when it is built
+            found = importlib.util.find_spec(module)
+            files[module] = found.origin if found is not None else None
     own, strays = 0, []
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
+    for name, file in files.items():
         if file is None or name == "__main__":
             continue
         if Path(file).resolve().is_relative_to(root) and not INSTALLED.intersection(Path(file).parts):

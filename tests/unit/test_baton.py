@@ -121,6 +121,10 @@ def test_code_that_came_from_somewhere_else_than_the_arms_checkout_is_refused(tm
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError, match="no module of it was imported"):
         baton._refuse_code_from_elsewhere(tmp_path)
+    (tmp_path / "mine_named_here.py").write_text("raise SystemExit('found, not imported')")
+    baton._refuse_code_from_elsewhere(tmp_path, ("gpt", "mine_named_here:Mine", "none_such.at_all:Mine"))
+    with pytest.raises(ImportError, match="no module of it was imported"):
+        baton._refuse_code_from_elsewhere(tmp_path, ("none_such.at_all:Mine",))
     (tmp_path / "mine_only_here.py").write_text("")
     importlib.import_module("mine_only_here")
     baton._refuse_code_from_elsewhere(tmp_path)
