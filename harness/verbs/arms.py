@@ -156,7 +156,7 @@ def from_words(words: Sequence[str], given: Mapping[str, Any], settings: Sequenc
     names = [table["name"] for table in tables if "name" in table]
     problems: list[Problem] = [
         Problem(f"--arm {name}=…", "more than one arm is called so", "give each another name")
-        for name in dict.fromkeys(each for each in names if names.count(each) > 1)
+        for name in _repeated(names)
     ]
     arms: list[Arm] = []
     for number, table in enumerate(tables, 1):
@@ -244,9 +244,13 @@ def _as_default(
 def _twins(path: Path, tables: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
     """Yield each name that more than one arm was given: a report could not tell them apart."""
     names = [table["name"] for table in tables if isinstance(table.get("name"), str)]
-    for name in dict.fromkeys(each for each in names if names.count(each) > 1):
+    for name in _repeated(names):
         numbers = [f"arm[{number}]" for number, table in enumerate(tables) if table.get("name") == name]
-        yield Problem(f"{path}: {' and '.join(numbers)}", f"are both called {name}", "give each another name")
+        yield Problem(f"{path}: {' and '.join(numbers)}", f"are called {name}, each", "give each another name")
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(each for each in names if names.count(each) > 1))
 
 
 def _document(path: Path) -> dict[str, Any]:

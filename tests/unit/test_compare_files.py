@@ -215,7 +215,7 @@ def test_everything_wrong_with_a_file_is_told_at_once_and_where_it_was_written(t
         "arm[0].stepz": "unknown key",
         "arm[0].workload": "is missing",
         "arm[1].workload": "is missing",
-        "arm[0] and arm[1]": "are both called a",
+        "arm[0] and arm[1]": "are called a, each",
     }
     assert problems(tmp_path, "budget = 0\n").keys() == {"budget", str(tmp_path / "arms.toml")}
 
