@@ -25,7 +25,6 @@ PLACE = ("name", "env", "python", "path")
 KEYS = ("defaults", "arm", "margin", "budget", "self_check")
 """Of a file of arms."""
 
-
 OFF = ("", "0", "f", "false", "n", "no", "off")
 """Values of the variable CI that say it is not set; services put other words than ``true`` there, too."""
 
@@ -101,7 +100,7 @@ class Asked(NamedTuple):
     file: dict[str, Any]
 
 
-def asked(  # one argument an option
+def asked(
     words: Sequence[str],
     sides: Sequence[str],
     given: Mapping[str, Any],
