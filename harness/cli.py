@@ -345,12 +345,13 @@ def show(
     from harness.verbs import showing, training
 
     store = Store(results)
+    store.check_readable()
     if name is None:
         rows = store.runs()
         if as_json:
             print_json({"runs": [row.model_dump(mode="json") for row in rows]})
         else:
-            output.print(showing.runs(rows))
+            output.print(showing.runs(rows, results))
         return
     if name.startswith("sweep-"):
         from harness.checks.curves import parted

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import CorruptFileError, InvalidInputError, Problem
+from harness.errors import InvalidInputError, Problem
 from harness.record import RunRecord
 from harness.run_ids import COMPARISON_ID, RUN_ID, SWEEP_ID
 
@@ -31,8 +31,8 @@ def read(words: Sequence[str], store: Store) -> list[Couple]:
     """Return the pairs that a user's words mean.
 
     Runs named one by one are compared with the first, whatever they are. Of two folders or sweeps, runs are paired
-    that are the same in most of their fields; those without a partner come last, each with None. A run that cannot
-    be read comes as ``incomplete`` with the reason.
+    that are the same in most of their fields; those without a partner come last, each with None. A run that is
+    gone or cannot be read comes as ``missing`` or ``unreadable``, with the reason.
 
     Args:
         words: ids, beginnings of ids, ``latest``, sweeps, or folders.
@@ -126,6 +126,10 @@ def _meant(word: str, store: Store) -> RunRecord | list[RunRecord]:
     if SWEEP_ID.fullmatch(word):
         return list(_swept(word, store))
     if RUN_ID.fullmatch(word) or not folder.is_dir():
+        if folder.is_absolute() or len(folder.parts) > 1 or word.endswith("/"):
+            raise InvalidInputError(
+                [Problem(word, "there is no such folder", "name a results folder, or a run's id")]
+            )
         return store.read(word)
     beside = type(store)(folder.resolve().parent)
     if RUN_ID.fullmatch(folder.resolve().name):
@@ -133,7 +137,7 @@ def _meant(word: str, store: Store) -> RunRecord | list[RunRecord]:
     if SWEEP_ID.fullmatch(folder.resolve().name):
         return list(_swept(folder.resolve().name, beside))
     inside = type(store)(folder)
-    records = [_readable(run_id, inside) for run_id in inside.run_ids()]
+    records = [inside.attempt(run_id) for run_id in inside.run_ids()]
     if not records:
         raise InvalidInputError(
             [Problem(word, "this folder holds no run", "name a results folder, or a run's id")]
@@ -142,13 +146,7 @@ def _meant(word: str, store: Store) -> RunRecord | list[RunRecord]:
 
 
 def _swept(sweep_id: str, store: Store) -> Iterator[RunRecord]:
-    for run_id in store.read_sweep(sweep_id).run_ids:
-        if run_id is not None and RUN_ID.fullmatch(run_id):
-            yield _readable(run_id, store)
-
-
-def _readable(run_id: str, store: Store) -> RunRecord:
-    try:
-        return store.read(run_id)
-    except (CorruptFileError, InvalidInputError, OSError) as error:
-        return RunRecord(run_id=run_id, spec={}, outcome="incomplete", reason=str(error))
+    sweep = store.read_sweep(sweep_id)
+    for spec, run_id in zip(sweep.started, sweep.run_ids, strict=True):
+        if run_id is not None:
+            yield store.attempt(run_id, spec.model_dump(mode="json"))

@@ -21,8 +21,13 @@ Outcome = Literal[
     "diverged",
     "wrong",
     "incomplete",
+    "missing",
+    "unreadable",
 ]
-"""How a run ended. Everything but ``completed`` comes with a reason."""
+"""How a run ended. Everything but ``completed`` comes with a reason.
+
+The last two are a reader's words, and no run is stored with them: its folder is gone, or its files cannot be read.
+"""
 
 Scope = Literal["rank", "node", "job"]
 Better = Literal["higher", "lower", "neither"]

@@ -7,10 +7,12 @@ Folders may be a stranger's: nothing in them is executed, and no link is followe
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import re
 import secrets
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.claims import claim, ranks_alive, unclaimed
@@ -18,7 +20,7 @@ from harness.errors import CorruptFileError, InvalidInputError, Problem
 from harness.index import RunRow, load_rows, row_from_manifest, row_of, stamp, store_rows
 from harness.manifest import MANIFEST, read_manifest, read_sealed, write_manifest
 from harness.rankfile import Line, RankFile, RankWriter, read_rank_file
-from harness.record import SCHEMA_VERSION
+from harness.record import SCHEMA_VERSION, RunRecord
 from harness.run_ids import RUN_ID, SWEEP_ID, match_id, new_id
 from harness.sealed import encode, seal, write_atomically
 from harness.summary import read_spec, summarise
@@ -27,12 +29,11 @@ from harness.versions import FutureVersionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from pydantic import JsonValue
 
     from harness.index import Stamp
-    from harness.record import Environment, Outcome, RunRecord
+    from harness.record import Environment, Outcome
     from harness.spec import RunSpec
 
 __all__ = ["Line", "RankFile", "RankWriter", "RunRow", "Store", "SweepLog", "SweepRecord", "read_rank_file"]
@@ -51,6 +52,35 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._locks: dict[str, int] = {}
+
+    def check_readable(self) -> None:
+        """Refuse a folder that is not there: what is asked of it would seem to be none.
+
+        Raises:
+            InvalidInputError: it is missing, or cannot be read.
+        """
+        where = f"--results {self.root}"
+        try:
+            with os.scandir(self.root):
+                return
+        except FileNotFoundError:
+            here = "" if self.root.is_absolute() else f" in {Path.cwd()}"
+            what, remedy = f"there is no such folder{here}", self._remedy()
+        except NotADirectoryError:
+            what, remedy = "is a file", "name a folder"
+        except OSError as error:
+            what, remedy = f"cannot be read: {error.strerror}", "name a folder that you may read"
+        raise InvalidInputError([Problem(where, what, remedy)])
+
+    def _remedy(self) -> str:
+        """Name the folder beside it that was meant, or what makes one."""
+        try:
+            beside = [each.name for each in self.root.absolute().parent.iterdir() if each.is_dir()]
+        except OSError:
+            beside = []
+        near = difflib.get_close_matches(self.root.name, beside, n=1)
+        meant = f"did you mean {self.root.parent / near[0]}? " if near else ""
+        return f"{meant}--results DIR names another; optbench run and compare make one"
 
     def check_writable(self) -> None:
         """Make the folder and try to write in it, so that a sweep isn't refused half-way.
@@ -164,6 +194,7 @@ class Store:
         """
         if RUN_ID.fullmatch(word) and self._is_folder(word):
             return word
+        self.check_readable()
         return match_id(word, self.run_ids(), "run")
 
     def run_ids(self) -> list[str]:
@@ -227,6 +258,25 @@ class Store:
             with contextlib.suppress(OSError):  # a read-only store is read all the same
                 write_manifest(folder, record)
             return record, True
+
+    def attempt(self, run_id: str, spec: Mapping[str, JsonValue] | None = None) -> RunRecord:
+        """Return the record of a run that should be there: where it is not, ``missing`` or ``unreadable``.
+
+        Args:
+            run_id: as a sweep or a listing names it.
+            spec: what was asked for, for a record that has nothing else to tell.
+        """
+        outcome: Outcome = "unreadable"
+        try:
+            if not RUN_ID.fullmatch(run_id):
+                reason = "the sweep's log names it so, which is no run's id"
+            elif not self._is_folder(run_id):
+                outcome, reason = "missing", f"{self.root / run_id} is gone"
+            else:
+                return self._read(self.root / run_id)[0]
+        except (CorruptFileError, OSError) as error:
+            reason = str(error)
+        return RunRecord(run_id=run_id, spec=dict(spec or {}), outcome=outcome, reason=reason)
 
     def runs(self) -> list[RunRow]:
         """Return a row for every run, oldest first; one that cannot be read has ``problem`` set.
@@ -309,6 +359,7 @@ class Store:
         Raises:
             InvalidInputError: none or several match.
         """
+        self.check_readable()
         return match_id(word, self.sweep_ids(), "sweep")
 
     def resume_sweep(self, word: str) -> SweepLog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -33,12 +34,14 @@ class SweepRecord:
         name: the user's.
         specs: in the order asked for.
         run_ids: the last run started for each spec; None: none yet.
+        started: each spec as its last run was started, with every default resolved; as asked for, where none was.
     """
 
     sweep_id: str
     name: str
     specs: tuple[RunSpec, ...]
     run_ids: tuple[str | None, ...]
+    started: tuple[RunSpec, ...]
 
 
 def write_sweep(folder: Path, name: str, specs: Sequence[RunSpec]) -> None:
@@ -72,13 +75,16 @@ def read_sweep_folder(folder: Path) -> SweepRecord:
     except (KeyError, TypeError, ValidationError) as error:
         raise CorruptFileError(f"{path}: is no sweep: {str(error).splitlines()[0]}") from error
     run_ids: list[str | None] = [None] * len(specs)
+    started = list(specs)
     lines = read_rank_file(log).of_kind("run") if log.exists() else []
     for line in lines:
         index, run_id = line.fields.get("index"), line.fields.get("run_id")
         if type(index) is not int or not 0 <= index < len(specs) or not isinstance(run_id, str):
             raise CorruptFileError(f"{log}:{line.seq + 1}: names no cell of the sweep")
         run_ids[index] = run_id
-    return SweepRecord(folder.name, str(document.get("name")), specs, tuple(run_ids))
+        with contextlib.suppress(ValidationError):  # an older log tells no spec
+            started[index] = RunSpec.model_validate(line.fields.get("spec"))
+    return SweepRecord(folder.name, str(document.get("name")), specs, tuple(run_ids), tuple(started))
 
 
 class SweepLog:
@@ -106,13 +112,19 @@ class SweepLog:
             self._release()
             raise
 
-    def started(self, index: int, run_id: str) -> None:
+    def started(self, index: int, run_id: str, spec: RunSpec | None = None) -> None:
         """Note that a run was made for the spec of that index (from 0); of several, the last counts.
+
+        Args:
+            index: of the spec.
+            run_id: of the run.
+            spec: with every default resolved, for readers who find the run's folder gone; None: as asked for.
 
         Raises:
             OSError: with the file's name.
         """
-        self._writer.write("run", index=index, run_id=run_id)
+        resolved = {} if spec is None else {"spec": spec.model_dump()}
+        self._writer.write("run", index=index, run_id=run_id, **resolved)
 
     def close(self) -> None:
         """Give the sweep back; a second call does nothing."""

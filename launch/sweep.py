@@ -99,7 +99,7 @@ def _row(
     proof: Mapping[str, JsonValue] | None = None,
 ) -> RunRecord:
     folder = store.new_run(cell.spec)
-    log.started(cell.index, folder.name)
+    log.started(cell.index, folder.name, cell.spec)
     return store.finish(folder.name, outcome, reason, verification=proof)
 
 
@@ -112,7 +112,7 @@ def _run(
     proof: Mapping[str, JsonValue],
 ) -> RunRecord:
     folder = store.new_run(cell.spec)
-    log.started(cell.index, folder.name)
+    log.started(cell.index, folder.name, cell.spec)
     try:
         ended = local.run(cell.spec, folder, display.steps, master_port)
     except KeyboardInterrupt:

@@ -178,6 +178,7 @@ def load(store: Store, word: str) -> tuple[str, Comparison]:
     """
     from harness.manifest import read_sealed
 
+    store.check_readable()
     names = sorted(path.name for path in store.root.glob(f"{KIND}-*") if path.is_dir())
     wanted = word if word.startswith(KIND) else f"{KIND}-{word}"
     matching = names[-1:] if word == "latest" else [name for name in names if name.startswith(wanted)]

@@ -16,6 +16,7 @@ from harness.reports import ledger, quantities
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from harness.record import Metric, RunRecord
     from harness.store import RunRow
@@ -25,8 +26,8 @@ RECENT = 50
 UNWATCHED = "(which operators its step calls is seen from two warm-up steps on)"
 
 
-def runs(rows: Sequence[RunRow]) -> RenderableType:
-    """Return the latest runs as a table."""
+def runs(rows: Sequence[RunRow], store: Path) -> RenderableType:
+    """Return the latest runs of a store as a table."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for name in ("run", "workload", "optimizer", "strategy", "outcome"):
         table.add_column(name, overflow="fold", no_wrap=name in {"run", "strategy"})
@@ -42,7 +43,7 @@ def runs(rows: Sequence[RunRow]) -> RenderableType:
             quantities.seconds(row.step_time_s),
         )
     if not rows:
-        return Text("No runs yet. Start with: optbench run quickstart")
+        return Text(f"No runs in {store}. Start with: optbench run quickstart")
     left_out = len(rows) - RECENT
     more = [Text(f"{left_out} earlier runs: optbench show --json lists all.", style="dim")] if left_out > 0 else []
     return Group(table, *more)

@@ -53,11 +53,19 @@ def run(
 
 
 def records(store: Store, sweep_id: str) -> list[RunRecord]:
-    """Return the records of a sweep's runs, in the order in which they were asked for."""
+    """Return the records of a sweep's runs, in the order in which they were asked for.
+
+    One whose folder is gone, or cannot be read, is a record too, which says so.
+    """
     from harness.reports.standing import results_of
 
-    run_ids = store.read_sweep(sweep_id).run_ids
-    return [results_of(store.read(run_id)) for run_id in run_ids if run_id is not None]
+    sweep = store.read_sweep(sweep_id)
+    pairs = zip(sweep.started, sweep.run_ids, strict=True)
+    return [
+        results_of(store.attempt(run_id, spec.model_dump(mode="json")))
+        for spec, run_id in pairs
+        if run_id is not None
+    ]
 
 
 def _next_words(ended: Sequence[RunRecord], sweep_id: str, *, interrupted: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -73,7 +74,7 @@ def test_ids_in_the_list_of_runs_stay_on_one_line_and_are_enough_to_name_a_run()
         RunRow(run_id=f"20261123T0600{second}-aaaa{digits}", outcome="completed", optimizer="adamw/deepspeed-cpu")
         for second, digits in ((10, "b" * 12), (10, "bbc" + "b" * 9), (12, "b" * 12))
     ]
-    lines = text_of(showing.runs(rows)).splitlines()
+    lines = text_of(showing.runs(rows, Path("results"))).splitlines()
     shown = [line.split()[0] for line in lines if line.startswith("2026")]
     assert shown == ["20261123T060010-aaaabbb", "20261123T060010-aaaabbc", "20261123T060012-aaaabbb"]
 
@@ -133,6 +134,7 @@ def test_a_time_that_nobody_can_wait_for_is_refused(seconds):
 
 
 def test_ci_may_be_any_word(optbench):
+    optbench.results.mkdir()
     done = optbench("compare", "--from", "latest", "--results", str(optbench.results), env={"CI": "woodpecker"})
     assert done.code == 2
     assert "there is no comparison in" in done.err

@@ -115,6 +115,7 @@ def test_an_ambiguous_beginning_lists_what_it_may_mean() -> None:
 
 
 def test_an_empty_store_says_that_it_holds_no_run(store: Store) -> None:
+    store.root.mkdir()
     assert store.runs() == []
     with pytest.raises(InvalidInputError, match="holds no run"):
         store.read("latest")
