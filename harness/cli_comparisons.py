@@ -76,6 +76,7 @@ def compare(
     from harness.store import Store
     from harness.verbs import arms as reading
     from harness.verbs import compared, comparing
+    from launch.building import Kernels
 
     store = Store(results)
     live = bool(arms) or (len(words or []) == 1 and str((words or [""])[0]).endswith(".toml"))
@@ -118,11 +119,11 @@ def compare(
     store.check_writable()
     for line in comparing.alike(sides):
         tell(line)
+    comparing.build_kernels(plan_found.cells, Kernels(tell))
     proofs, wrong = comparing.proved(sides, plan_found, machine, store, tell, asked=verify, timeout_s=timeout)
     if wrong is not None:
         errors.print(f"optbench: not compared: {wrong}", markup=False, style="red")
         raise typer.Exit(WRONG)
-    comparing.build_kernels(plan_found.cells, tell)
     from launch import comparing as live_comparison
 
     kept = comparing.Kept(store, tell)

@@ -196,7 +196,6 @@ def cell(index: int, where: str, spec: RunSpec, parts: Parts, machine: Machine, 
     if problems:
         raise InvalidInputError(problems)
     estimate = estimated_bytes(spec, traits, optimizer, getattr(chosen, "partitioned", ()))
-    needs: Callable[[RunSpec], Sequence[str]] = getattr(chosen, "kernels", lambda _spec: ())
     return Cell(
         index=index,
         spec=spec,
@@ -205,9 +204,15 @@ def cell(index: int, where: str, spec: RunSpec, parts: Parts, machine: Machine, 
         or chosen.unsupported(spec, traits, optimizer.traits, machine)
         or optimizer.unsupported(spec, traits, machine)
         or _too_large(spec, estimate, machine, available_bytes),
-        kernels=tuple(dict.fromkeys((*optimizer.traits.kernels, *needs(spec)))),
+        kernels=kernels_of(spec, optimizer, chosen),
         estimated_bytes=estimate,
     )
+
+
+def kernels_of(spec: RunSpec, optimizer: Optimizer, chosen: Strategy) -> tuple[str, ...]:
+    """Return the kernels that must be compiled before a spec starts: the optimizer's and the strategy's."""
+    needs: Callable[[RunSpec], Sequence[str]] = getattr(chosen, "kernels", lambda _spec: ())
+    return tuple(dict.fromkeys((*optimizer.traits.kernels, *needs(spec))))
 
 
 def resolve(

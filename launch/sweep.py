@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Protocol
 
-from harness import kernels
 from harness.summary import summarise
 from harness.verification.proofs import NOT_ASKED, NOT_PROVED, wrong
 from launch import local
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from pydantic import JsonValue
 
     from harness.plan import Cell, Plan
     from harness.record import Outcome, RunRecord
     from harness.store import Store, SweepLog
+    from launch.building import Kernels
 
 
 class Display(Protocol):
@@ -47,9 +48,13 @@ def run(
     *,
     pending: Collection[int],
     master_port: int | None = None,
-    proofs: Mapping[int, Mapping[str, JsonValue]] | None = None,
+    built: Kernels,
+    prove: Callable[[Sequence[int]], Mapping[int, Mapping[str, JsonValue]]] | None = None,
 ) -> None:
     """Run what can run, write a row for what cannot.
+
+    Cells that need no kernel are proved and trained first, so that their rows do not wait for a compiler. Then the
+    kernels of the others are built, and after that those are proved and trained.
 
     Args:
         plan: all cells of the sweep.
@@ -58,8 +63,9 @@ def run(
         display: shows what happens.
         pending: indices of the cells to run; an earlier start has finished the others.
         master_port: of the rendezvous; None: a free one each time.
-        proofs: by cell, what is proved of its optimizer; a cell that is proved wrong is not started. None: nothing
-            was to be proved, and the records say so.
+        built: builds the kernels.
+        prove: given indices of cells, returns by index what is proved of the cell's optimizer; a cell proved wrong
+            is not started. None: nothing is to be proved, and the records say so.
 
     Raises:
         KeyboardInterrupt: after the running cell was stopped and written down as incomplete.
@@ -69,25 +75,29 @@ def run(
         if cell.unsupported is not None and cell.index in pending:
             display.end(_row(cell, store, log, "unsupported", cell.unsupported))
     cells = [cell for cell in plan.runnable() if cell.index in pending]
-    broken: dict[str, str | None] = {}
-    for position, cell in enumerate(cells, start=1):
-        proof = NOT_ASKED if proofs is None else proofs.get(cell.index, NOT_PROVED)
-        found_wrong = wrong(proof)
-        if found_wrong is not None:
-            display.end(_row(cell, store, log, "wrong", found_wrong, proof))
-            continue
-        missing = [name for name in cell.kernels if name not in broken]
-        if missing:
-            display.begin(cell, position, len(cells))  # the run that waits; its own time begins below
-            # All that the rest of the sweep needs in one go: one process builds them.
-            needed = dict.fromkeys(name for later in cells[position - 1 :] for name in later.kernels)
-            broken |= kernels.ensure(list(needed), display.tell, "cpu" if cell.spec.device == "cpu" else None)
-        failed = [text for name in cell.kernels if (text := broken.get(name)) is not None]
-        if failed:
-            display.end(_row(cell, store, log, "failed", "; ".join(failed)))
-            continue
-        display.begin(cell, position, len(cells))
-        display.end(_run(cell, store, log, display, master_port, proof))
+    position = 0
+    for stage in _stages(cells):
+        if stage[0].kernels:
+            display.begin(stage[0], position + 1, len(cells))  # the run that waits; its own time begins below
+        reasons = built.build([cell.spec for cell in stage])
+        proofs = None if prove is None else prove([cell.index for cell in stage])
+        for cell, reason in zip(stage, reasons, strict=True):
+            position += 1
+            proof = NOT_ASKED if proofs is None else proofs.get(cell.index, NOT_PROVED)
+            found_wrong = wrong(proof)
+            if found_wrong is not None:
+                display.end(_row(cell, store, log, "wrong", found_wrong, proof))
+            elif reason is not None:
+                display.end(_row(cell, store, log, "failed", reason, proof))
+            else:
+                display.begin(cell, position, len(cells))
+                display.end(_run(cell, store, log, display, master_port, proof))
+
+
+def _stages(cells: Sequence[Cell]) -> Iterator[Sequence[Cell]]:
+    """Yield the cells that need no kernel, then those that do; the plan's order runs them so."""
+    for _, stage in itertools.groupby(cells, key=lambda cell: bool(cell.kernels)):
+        yield list(stage)
 
 
 def _row(

@@ -54,9 +54,9 @@ def stepped(fields: Mapping[str, Any]) -> Iterator[tuple[Callable[[], float | No
         InvalidInputError: a field, name, size or option is unknown, or a field would change nothing.
         UnsupportedError: it cannot run here, or what ran is not what its name says.
     """
-    from harness import kernels
     from harness.errors import UnsupportedError
     from harness.plan import out_of_tree, plan
+    from launch.building import Kernels
 
     asked = _spec(fields)
     optimizers, workloads = out_of_tree([asked])
@@ -64,10 +64,9 @@ def stepped(fields: Mapping[str, Any]) -> Iterator[tuple[Callable[[], float | No
     cell = plan([asked], machine).cells[0]
     if cell.unsupported is not None:
         raise UnsupportedError(cell.unsupported)
-    device = "cpu" if cell.spec.device == "cpu" else None
-    failed = [text for text in kernels.ensure(cell.kernels, lambda _: None, device).values() if text is not None]
-    if failed:
-        raise UnsupportedError("; ".join(failed))
+    (reason,) = Kernels(lambda _: None).build([cell.spec])
+    if reason is not None:
+        raise UnsupportedError(reason)
     with _computing(cell.spec), _engine(cell.spec) as step:
         yield step
 

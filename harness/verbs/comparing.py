@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from harness.machine import Machine
     from harness.plan import Cell, Plan
     from harness.store import Store
+    from launch.building import Kernels
 
 KIND = "comparison"
 
@@ -101,21 +102,15 @@ def _missing_packages(arm: Arm) -> list[str]:
     return done.stdout.split()
 
 
-def build_kernels(cells: Sequence[Cell], told: Callable[[str], None]) -> None:
+def build_kernels(cells: Sequence[Cell], built: Kernels) -> None:
     """Compile what the cells need before their ranks start.
 
     Raises:
         OptbenchError: a build failed.
     """
-    names = list(dict.fromkeys(name for cell in cells for name in cell.kernels))
-    if not names:
-        return
-    from harness import kernels
-
-    device = "cpu" if cells[0].spec.device == "cpu" else None
-    failed = [text for text in kernels.ensure(names, told, device).values() if text is not None]
+    failed = [reason for reason in built.build([cell.spec for cell in cells]) if reason is not None]
     if failed:
-        raise OptbenchError("; ".join(failed))
+        raise OptbenchError("; ".join(dict.fromkeys(failed)))
 
 
 class Kept:

@@ -82,6 +82,12 @@ class Session:
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Build kernels for all looks in one place: what could not be built is not tried again."""
+        from launch.building import Kernels
+
+        self.kernels = Kernels(self.told)
+
     @property
     def cells(self) -> list[tuple[str, Cell]]:
         """The cells that can run here, by name."""
@@ -160,7 +166,10 @@ def _correctness(session: Session) -> None:
 
     for name, cell in session.cells:
         able, _ = verifying.jobs(session.plan.model_copy(update={"cells": (cell,)}), None)
-        for folder, made in verifying.certified(able, session.machine, session.store, session.told):
+        certificates = verifying.certified(
+            able, session.machine, session.store, session.told, built=session.kernels
+        )
+        for folder, made in certificates:
             passed = made.outcome == "passed"
             session.rows.append(
                 Row(
@@ -269,7 +278,7 @@ def _compared(session: Session, cell: Cell, margins: dict[str, float], kept: Kep
         looked = timed.Compared("", analyse(so_far, whole=True), len(so_far.design.looks), margins)
         return all(row.verdict != "inconclusive" for row in timed.judged([looked], family))
 
-    build_kernels([cell], session.told)
+    build_kernels([cell], session.kernels)
     spec = cell.spec
     settings, base = session.file.settings, session.file.baseline
     python, path = (None if each is None else str(each) for each in (base.python, base.path))
@@ -361,7 +370,7 @@ def measured(session: Session, name: str, cell: Cell, drift_steps: int) -> Measu
         OptbenchError: it could not be counted.
     """
     session.told(f"counting {name}" + (f", {drift_steps} steps more for drift" if drift_steps else ""))
-    build_kernels([cell], session.told)
+    build_kernels([cell], session.kernels)
     return counting.measure(cell.spec, drift_steps)
 
 

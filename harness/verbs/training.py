@@ -9,7 +9,9 @@ from rich.console import Console
 from harness.verbs.console import FAILED, INTERRUPTED, errors, exit_code, output, print_json, program
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from pydantic import JsonValue
 
     from harness.machine import Machine
     from harness.plan import Plan
@@ -28,13 +30,28 @@ def run(
     from harness.verbs import verifying
     from harness.verbs.display import SweepDisplay
     from launch import sweep
+    from launch.building import Kernels
 
     interrupted = False
     try:
         with log, SweepDisplay(Console(stderr=True)) as display:
             pending = store.pending(store.read_sweep(log.sweep_id))
-            proofs = verifying.for_runs(found, pending, proving, store, display.tell) if proving else None
-            sweep.run(found, store, log, display, pending=pending, master_port=master_port, proofs=proofs)
+            built = Kernels(display.tell)
+
+            def prove(indices: Sequence[int]) -> Mapping[int, Mapping[str, JsonValue]]:
+                assert proving is not None, "asked only where something is to be proved"
+                return verifying.for_runs(found, indices, proving, store, display.tell, built=built)
+
+            sweep.run(
+                found,
+                store,
+                log,
+                display,
+                pending=pending,
+                master_port=master_port,
+                built=built,
+                prove=None if proving is None else prove,
+            )
     except KeyboardInterrupt:
         interrupted = True
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from harness.machine import Machine
-    from harness.plan import Cell, Plan
+    from harness.plan import Plan
+    from harness.spec import RunSpec
     from harness.store import Store
     from harness.verification.certificate import Check
+    from launch.building import Kernels
 
 STYLES = {"passed": "green", "wrong": "bold red", "failed": "red", "unsupported": "dim"}
 
@@ -56,12 +58,13 @@ def jobs(plan: Plan, like: str | None) -> tuple[list[Job], list[Certificate]]:
             if job not in able:
                 able.append(job)
         else:
-            refused.append(_refused(cell, like))
+            refused.append(_without_proof(cell.spec, like, "unsupported", cell.unsupported))
     return able, refused
 
 
-def _refused(cell: Cell, like: str | None) -> Certificate:
-    spec = cell.spec
+def _without_proof(
+    spec: RunSpec, like: str | None, outcome: Literal["unsupported", "failed"], reason: str
+) -> Certificate:
     return Certificate(
         optimizer=spec.optimizer,
         strategy=spec.strategy,
@@ -70,8 +73,8 @@ def _refused(cell: Cell, like: str | None) -> Certificate:
         options=spec.optimizer_options,
         like=like,
         reference=None,
-        outcome="unsupported",
-        reason=cell.unsupported,
+        outcome=outcome,
+        reason=reason,
     )
 
 
@@ -83,25 +86,31 @@ def certified(
     *,
     anew: bool = False,
     quiet_s: float = math.inf,
+    built: Kernels | None = None,
 ) -> list[tuple[str, Certificate]]:
     """Return a stored certificate for each job, made now where there is none that holds.
+
+    Kernels that the jobs need are built before anything is proved. What is stored is a belief about the optimizer:
+    that it is right, or that it is wrong; a proof that could not be made is tried again the next time.
 
     Args:
         asked: the jobs.
         machine: what runs them.
         store: where certificates lie.
-        told: hears of each proof that is made now.
+        told: hears of each proof that is made now, and of kernels being built.
         anew: believe no stored one.
         quiet_s: after so many seconds without one a proof hangs, if not sooner.
+        built: builds kernels, and knows which could not be built; None: one of its own.
 
     Returns:
-        Name of the folder in the store and certificate, in the order asked for.
+        Name of the folder in the store (empty: not stored) and certificate, in the order asked for.
 
     Raises:
         OSError: a certificate cannot be written.
         KeyboardInterrupt: passed on; what was proved is stored.
     """
     from launch import proving
+    from launch.building import Kernels
 
     keys = [key(job, machine) for job in asked]
     found = {} if anew else shelf.find(store, keys)
@@ -110,13 +119,20 @@ def certified(
     def done(job: Job, made: Certificate) -> None:
         each = key(job, machine)
         made = made.model_copy(update={"key": each})
-        name = shelf.save(store, made) if made.outcome != "failed" else ""  # a crash may have been the machine's
+        name = shelf.save(store, made) if made.outcome in shelf.BELIEFS else ""
         found[each] = (name, made)
         told(line(made))
 
-    if missing:
-        told(_proving(missing))
-    proving.prove(missing, done, min(proving.QUIET_S, quiet_s))
+    reasons = (built or Kernels(told)).build([job.spec for job in missing])
+    able = []
+    for job, reason in zip(missing, reasons, strict=True):
+        if reason is None:
+            able.append(job)
+        else:  # which the builder has told already
+            found[key(job, machine)] = ("", _without_proof(job.spec, job.like, "failed", reason))
+    if able:
+        told(_proving(able))
+    proving.prove(able, done, min(proving.QUIET_S, quiet_s))
     return [found[each] for each in keys]
 
 
@@ -149,6 +165,8 @@ def for_runs(
     store: Store,
     told: Callable[[str], None],
     quiet_s: float = math.inf,
+    *,
+    built: Kernels | None = None,
 ) -> dict[int, dict[str, JsonValue]]:
     """Return by cell what is proved of its optimizer, for the cell's record.
 
@@ -164,7 +182,8 @@ def for_runs(
         job = plain_job(cell.spec)
         by_cell[cell.index] = job.model_dump_json()
         wanted[by_cell[cell.index]] = job
-    made = dict(zip(wanted, certified(list(wanted.values()), machine, store, told, quiet_s=quiet_s), strict=True))
+    certificates = certified(list(wanted.values()), machine, store, told, quiet_s=quiet_s, built=built)
+    made = dict(zip(wanted, certificates, strict=True))
     return {index: proofs.of_run(*made[job]) for index, job in by_cell.items()}
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 KIND = "certificate"
 
+BELIEFS = ("passed", "wrong")
+"""Outcomes that say something of the optimizer. Why a proof could not be made may lie in the machine, and end."""
+
 
 def save(store: Store, certificate: Certificate) -> str:
     """Write a certificate; return the name of its folder.
@@ -38,7 +41,7 @@ def find(store: Store, keys: Iterable[str]) -> dict[str, tuple[str, Certificate]
         if isinstance(key, str) and key in wanted and key not in found:
             with contextlib.suppress(ValidationError):
                 certificate = Certificate.model_validate(document)
-                if still_holds(certificate):
+                if certificate.outcome in BELIEFS and still_holds(certificate):
                     found[key] = (name, certificate)
         if len(found) == len(wanted):
             break

@@ -177,3 +177,25 @@ def test_a_kernel_build_that_fails_costs_only_the_cells_that_need_it(optbench, t
     (log,) = (tmp_path / "cache").glob("kernels/*/fused_adam.log")
     assert str(log) in broken["reason"]
     assert "the compiler is broken" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.exhaustive
+def test_the_first_run_on_a_machine_builds_deepspeeds_kernels_before_it_proves_them(optbench, tmp_path):
+    ran = optbench.run(
+        *("--workload", "linear_regression", "--strategy", "single", "--steps", "3", "--verify", "--json"),
+        *("--optimizer", "adamw/deepspeed", "--optimizer", "adamw/foreach"),
+        env={"OPTBENCH_CACHE": str(tmp_path / "cache")},
+        timeout=1400,
+    )
+    assert ran.code == 0, ran.err
+    for row in ran.json["runs"]:
+        proof = optbench.show(row["run_id"])["verification"]
+        assert (row["outcome"], proof["outcome"]) == ("completed", "passed"), proof
+    said = [
+        "adamw/foreach: proved right",
+        "Compiling fused_adam",
+        "Compiled fused_adam",
+        "adamw/deepspeed: proved",
+    ]
+    places = [ran.err.index(each) for each in said]
+    assert places == sorted(places), ran.err

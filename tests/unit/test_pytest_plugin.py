@@ -12,6 +12,7 @@ import pytest
 from harness import kernels
 from harness.errors import UnsupportedError
 from harness.machine import Accelerator
+from launch import building
 from optbench import InconclusiveWarning, assert_not_slower, stepping
 from optbench.paired import can_fork
 
@@ -223,7 +224,7 @@ def test_what_is_not_what_its_name_says_is_not_measured(monkeypatch):
         pass
 
 
-@pytest.mark.parametrize(("device", "kernels_for"), [("cpu", "cpu"), ("accelerator", None)])
+@pytest.mark.parametrize(("device", "kernels_for"), [("cpu", "cpu"), ("accelerator", "cuda")])
 def test_kernels_are_built_for_the_device_that_is_asked_for(monkeypatch, device, kernels_for):
     asked = []
 
@@ -235,6 +236,8 @@ def test_kernels_are_built_for_the_device_that_is_asked_for(monkeypatch, device,
     with_one = here.model_copy(update={"accelerators": (Accelerator(index=0, type="cuda", name="some"),)})
     monkeypatch.setattr(stepping, "_machine", lambda *_: with_one)
     monkeypatch.setattr(kernels, "ensure", ensure)
+    monkeypatch.setattr(kernels, "default_device", lambda: "cuda")
+    monkeypatch.setattr(building, "kernels_of", lambda *_: ("cpu_adam",))
     with (
         pytest.raises(UnsupportedError, match="no compiler"),
         stepping.stepped({"workload": "linear_regression", "optimizer": "sgd/foreach", "device": device}),
