@@ -56,15 +56,31 @@ def steps(
 
         engine.set_lr(factor(spec.schedule, step, spec.steps))
         mark(Phase.DATA)
-        micro_batches = [
-            {key: tensor.to(device, non_blocking=True) for key, tensor in next(batches).items()}
-            for _ in range(spec.accumulation)
-        ]
+        micro_batches = [on_device(next(batches), device) for _ in range(spec.accumulation)]
         result = engine.train_step(micro_batches, mark)
         mark(Phase.END)
         for each in observers:
             each(step, result)
         yield result
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """Return a batch on the rank's device; the copy is queued and the host goes on.
+
+    A copy from pageable memory would hold the host up until the device's stream has drained. Pinned memory is
+    torch's own: its host allocator keeps the blocks for later batches.
+    """
+    return {key: _pinned(tensor, device).to(device, non_blocking=True) for key, tensor in batch.items()}
+
+
+def _pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if device.type not in _FROM_PINNED or tensor.device.type != "cpu" or tensor.is_sparse or tensor.is_pinned():
+        return tensor
+    return tensor.pin_memory()
+
+
+_FROM_PINNED = frozenset({"cuda", "xpu"})
+"""Device types that copy from pinned host memory without holding the host up."""
 
 
 def turn_ends(spec: RunSpec) -> Iterator[int]:

@@ -28,6 +28,7 @@ from harness.counts.profiling import profiled
 from harness.counts.sampling import long_run
 from harness.interfaces import DataShard, World
 from harness.leaving import leave_world
+from harness.loop import on_device
 from harness.registry import OPTIMIZERS, WORKLOADS, strategy
 from harness.schedule import factor
 from harness.seeding import seed_generators
@@ -132,10 +133,7 @@ def _stepper(
 
     def step() -> None:
         engine.set_lr(factor(spec.schedule, min(done[0], spec.steps - 1), spec.steps))
-        micro_batches = [
-            {key: tensor.to(world.device, non_blocking=True) for key, tensor in next(batches).items()}
-            for _ in range(spec.accumulation)
-        ]
+        micro_batches = [on_device(next(batches), world.device) for _ in range(spec.accumulation)]
         engine.train_step(micro_batches, _unmarked)
         compilations.look()
         done[0] += 1

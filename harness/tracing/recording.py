@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from harness.errors import OptbenchError
 from harness.interfaces import Phase
+from harness.loop import on_device
 from harness.tracing.collectives import Call, Tensors, call
 from harness.tracing.extents import extent, local_parts
 from harness.tracing.ledger import Mark
@@ -154,17 +155,15 @@ class _Pass:
             for part in local_parts(tensor):
                 self._foreign += _of_others(part)
         self._mark(Phase.DATA, step)
-        on_device = [
-            {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()} for batch in micro_batches
-        ]
+        moved = [on_device(batch, device) for batch in micro_batches]
         self._batch = [
             ("data", place)
-            for batch in [*micro_batches, *on_device]
+            for batch in [*micro_batches, *moved]
             for tensor in batch.values()
             for place in _extents(tensor)
         ]
         del micro_batches
-        self._engine.train_step(on_device, lambda phase: self._mark(phase, step))
+        self._engine.train_step(moved, lambda phase: self._mark(phase, step))
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         self._mark(Phase.END, step)
@@ -187,8 +186,8 @@ class _Pass:
     def read(self, results: Any) -> Trace:
         """Replay the trace against what was looked at."""
         device = self._world.device
-        on_device = device.type != "cpu"
-        peak = int(torch.accelerator.max_memory_allocated(device)) if on_device else None
+        accelerated = device.type != "cpu"
+        peak = int(torch.accelerator.max_memory_allocated(device)) if accelerated else None
         reader = _Reader(self._looks, self._present, self._foreign, self._groups)
         for event in _in_time(results.experimental_event_tree()):
             reader.take(event)

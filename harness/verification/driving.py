@@ -144,10 +144,7 @@ def resumed(name: str, optimizer: Optimizer, spec: RunSpec, world: World) -> Tri
     try:
         second.engine.load_state_dict(state)
         for at in AFTERWARDS:
-            micro = [
-                {key: each.to(world.device) for key, each in batch.items()}
-                for batch in itertools.islice(batches, spec.accumulation)
-            ]
+            micro = [loop.on_device(batch, world.device) for batch in itertools.islice(batches, spec.accumulation)]
             second.by_hand(trial, at, micro)
     finally:
         second.close()

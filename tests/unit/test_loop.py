@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from harness.collectors.convergence import Convergence
 from harness.collectors.peaks import named_peak
 from harness.collectors.timing import Timing
 from harness.interfaces import DataShard, Observed, Phase, StepResult, Target, WorkloadSize, WorkloadTraits, World
-from harness.loop import steps, turn_ends, turns
+from harness.loop import on_device, steps, turn_ends, turns
 from harness.parameter_groups import parameter_groups
 from harness.schedule import factor
 from harness.spec import RunSpec
@@ -181,3 +182,31 @@ def test_peaks_are_told_by_name_and_precision_and_unknown_ones_are_none():
     assert named_peak("NVIDIA H100 PCIe", "bf16") == 756e12
     assert named_peak("Tesla V100-SXM2-16GB", "bf16") is None
     assert named_peak("Some GPU", "fp32") is None
+
+
+@pytest.fixture
+def pinned(monkeypatch):
+    """Pinning, which the CPU build cannot do, noted: the shapes that were pinned."""
+    found = []
+
+    def pin(tensor):
+        found.append(tuple(tensor.shape))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: tensor.shape[0] == 7)
+    return found
+
+
+def test_batches_go_to_a_cuda_device_from_pinned_memory(pinned):
+    with FakeTensorMode():
+        batch = {"x": torch.empty(4, 3), "already": torch.empty(7), "there": torch.empty(5, device="cuda:0")}
+        moved = on_device(batch, torch.device("cuda", 0))
+    assert pinned == [(4, 3)]
+    assert {str(tensor.device) for tensor in moved.values()} == {"cuda:0"}
+
+
+def test_batches_on_the_host_are_not_copied(pinned):
+    batch = {"x": torch.ones(4, 3)}
+    assert on_device(batch, torch.device("cpu"))["x"] is batch["x"]
+    assert pinned == []
