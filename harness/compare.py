@@ -52,7 +52,10 @@ class Exact(_Frozen):
     a: JsonValue
     b: JsonValue
     same: bool | None
-    """None: one of the runs did not tell."""
+    """None: one of the runs did not tell, or told a lower bound only."""
+    a_at_least: bool = False
+    """``a`` is a lower bound."""
+    b_at_least: bool = False
 
 
 class Losses(_Frozen):
@@ -110,6 +113,11 @@ class StoredPair(_Frozen):
     def unlike(self) -> tuple[Difference, ...]:
         """Conditions in which the runs differ."""
         return tuple(each for each in self.differences if each.kind == "condition")
+
+    @property
+    def bounded(self) -> tuple[Exact, ...]:
+        """Counts and bytes that cannot be compared: of one run at least, a lower bound is all that is known."""
+        return tuple(each for each in self.exact if each.a_at_least or each.b_at_least)
 
     @property
     def changed(self) -> tuple[Exact, ...]:
@@ -191,6 +199,11 @@ def _exact(a: RunRecord, b: RunRecord) -> Iterator[Exact]:
     for name in names:
         left, right = a.metrics.get(name), b.metrics.get(name)
         values: list[JsonValue] = [each.value if each is not None else None for each in (left, right)]
+        bounds = [each is not None and each.at_least for each in (left, right)]
+        if any(bounds):
+            a_bound, b_bound = bounds
+            yield Exact(name=name, a=values[0], b=values[1], same=None, a_at_least=a_bound, b_at_least=b_bound)
+            continue
         yield _counted(name, *values)
         ranks: list[list[JsonValue]] = [list(each.per_rank) if each else [] for each in (left, right)]
         if values[0] == values[1] and len(ranks[0]) == len(ranks[1]) and ranks[0] != ranks[1]:

@@ -368,6 +368,15 @@ class HoldsParts(Protocol):
         ...
 
 
+@runtime_checkable
+class HasModules(Protocol):
+    """An engine that can tell which modules are the model's; what hangs on them is no optimizer's."""
+
+    def modules(self) -> Iterable[nn.Module]:
+        """Return the model and every module in it and around it."""
+        ...
+
+
 class Strategy(Protocol):
     """How a model is spread over ranks.
 

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 ParameterDtype = Literal["float32", "bfloat16"]
 
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+"""Of an element."""
+
 TF32_CAPABILITY = BF16_CAPABILITY = 8.0
 """CUDA compute capability from which on (Ampere) the hardware multiplies in that format."""
 
@@ -23,6 +26,14 @@ def model_dtype(precision: Precision) -> ParameterDtype:
 def stepped_dtype(precision: Precision) -> ParameterDtype:
     """Return the dtype of the parameters that the optimizer steps on: master weights are float32."""
     return "bfloat16" if precision == "bf16-pure" else "float32"
+
+
+def state_bytes_per_element(spec: RunSpec, optimizer: OptimizerTraits) -> float:
+    """Return the optimizer's state in bytes for each element that it steps on."""
+    if optimizer.state_bytes is not None:
+        return optimizer.state_bytes
+    stepped = BYTES[stepped_dtype(spec.precision)]
+    return optimizer.state_tensors * (stepped if optimizer.state_follows_parameters else 4)
 
 
 def unsupported(spec: RunSpec, optimizer: OptimizerTraits, machine: Machine) -> str | None:

@@ -55,6 +55,8 @@ class MetricInfo(BaseModel):
     """Whether a series' statistics leave the warm-up steps out."""
     keep_series: bool = False
     """Whether the record carries the whole curve (the rank files always do)."""
+    at_least_beside: str | None = None
+    """A metric of the same run: where that is above 0 on any rank, or unknown, this one is a lower bound."""
 
 
 class Metric(MetricInfo):
@@ -62,6 +64,8 @@ class Metric(MetricInfo):
 
     value: float | int | None
     """The job's one number; None: unknown."""
+    at_least: bool = False
+    """The value is a lower bound: more was there than could be told apart."""
     per_rank: tuple[float | int | None, ...] = ()
     """Each rank's own value, by rank."""
     quantiles: dict[str, float] | None = None

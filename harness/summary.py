@@ -382,7 +382,16 @@ def _metrics(ranks: Ranks, spec: Mapping[str, Any]) -> tuple[dict[str, Metric], 
         )
     warmup = spec.get("warmup_steps")
     skipped = warmup if _is_count(warmup) else 0
-    return {name: reduce_metric(infos[name], reported[name], ranks.world_size, skipped) for name in infos}, remarks
+    found = {name: reduce_metric(infos[name], reported[name], ranks.world_size, skipped) for name in infos}
+    return {name: _bounded(metric, found) for name, metric in found.items()}, remarks
+
+
+def _bounded(metric: Metric, others: Mapping[str, Metric]) -> Metric:
+    """Mark a lower bound."""
+    beside = others.get(metric.at_least_beside or "")
+    if beside is None or metric.value is None or all(value == 0 for value in beside.per_rank):
+        return metric
+    return metric.model_copy(update={"at_least": True})
 
 
 def _reported(file: RankFile) -> dict[str, RankMetric]:

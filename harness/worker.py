@@ -279,12 +279,15 @@ class _Rank:
         readers = [collector for collector in collectors if isinstance(collector, ReadsTrace)]
         if not readers:
             return
+        from harness.checks.fingerprint import forget
         from harness.tracing.expected import expected
         from harness.tracing.recording import record
 
         spec, trace, prediction = self._spec, None, None
         try:
-            trace = record(engine, batches, spec.accumulation, world, workload, _resident_bytes)
+            forget()  # memory of the checks' own
+            kept = [workload, batches, _globals(workload, OPTIMIZERS.get(spec.optimizer).target)]
+            trace = record(engine, batches, spec.accumulation, world, kept, _resident_bytes)
         except Exception as error:  # noqa: BLE001  # the engine's, the workload's or the profiler's: told
             traceback.print_exc()
             self._writer.note(f"the traced steps failed on rank {self._rank}: {_cause(error)[1]}")
@@ -297,6 +300,12 @@ class _Rank:
         traced = Traced(trace, prediction, world, imported_rss_bytes)
         for reader in readers:
             self._writer.readings(reader.traced(traced))
+
+
+def _globals(workload: Workload, optimizer: str) -> dict[str, Any]:
+    """Return the globals of a workload's module; none where the optimizer's class may keep its state in them."""
+    module = type(workload).__module__
+    return {} if module == optimizer.partition(":")[0] else vars(sys.modules[module])
 
 
 def _resident_bytes() -> int:

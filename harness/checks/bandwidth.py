@@ -23,28 +23,32 @@ _ROUNDS = 3
 _READ_AND_WRITTEN = {"parameters": 2, "master": 2, "state": 2, "gradients": 1}
 
 
-def moved_bytes(engine: Engine, device: torch.device, *, state: bool) -> int | None:
+def moved_bytes(engine: Engine, device: torch.device, state_bytes: float) -> float | None:
     """Return how many bytes an update must move: parameters and state in and out, gradients in.
 
     Args:
         engine: walked for what it holds.
         device: tensors elsewhere (offloaded ones) are left out.
-        state: count the optimizer's state: it is read and written in every step.
+        state_bytes: for each element of a parameter, what is read and written in every step. Of what is held
+            beyond that (slow weights, snapshots) nobody can say when it is touched.
 
     Returns:
         None where gradients are sparse: then only some rows move.
     """
-    total, held = 0, set()
+    moved = dict.fromkeys(_READ_AND_WRITTEN, 0)
+    elements, held = 0, set()
     for category, tensor in engine.tensors():
         if tensor.layout is not torch.strided:
             return None
-        if category not in _READ_AND_WRITTEN or (category == "state" and not state):
+        if category not in moved:
             continue
         for part in local_parts(tensor):
             if part.device == device and part.numel() and part.data_ptr() not in held:
                 held.add(part.data_ptr())
-                total += _READ_AND_WRITTEN[category] * part.numel() * part.element_size()
-    return total
+                moved[category] += _READ_AND_WRITTEN[category] * part.numel() * part.element_size()
+                elements += part.numel() if category == "parameters" else 0
+    state = min(float(moved.pop("state")), _READ_AND_WRITTEN["state"] * state_bytes * elements)
+    return sum(moved.values()) + state
 
 
 def last_level_bytes(device: torch.device) -> int:
@@ -78,7 +82,7 @@ def _wait(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def too_fast(step_s: float, bytes_moved: int, bytes_per_s: float, cache_bytes: int) -> str | None:
+def too_fast(step_s: float, bytes_moved: float, bytes_per_s: float, cache_bytes: int) -> str | None:
     """Say that a step took less than its bytes need at ``GENEROUS`` times the bandwidth; None: it did not.
 
     What the caches may have kept from the step before, read or not yet written, is taken off.

@@ -34,6 +34,11 @@ def _weights(count: int, device: torch.device) -> Tensor:
     return (drawn | 1).to(device)
 
 
+def forget() -> None:
+    """Release what fingerprints are made with; the next one makes it again."""
+    _weights.cache_clear()
+
+
 def every_nth(sizes: Iterable[int]) -> int:
     """Return of how many blocks one is read where tensors of so many bytes are to be fingerprinted."""
     return max(1, -(-sum(sizes) // SAMPLED_BYTES))

@@ -17,6 +17,7 @@ from harness.checks.spans import Span, are_replicated, differing, uncovered
 from harness.checks.work import State
 from harness.interfaces import DataShard, HoldsParts
 from harness.loop import turn_ends
+from harness.precision import state_bytes_per_element
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -360,7 +361,9 @@ class RunChecks:
         """Return "" for a step that is no faster than memory, None where that cannot be told, or what is wrong."""
         device = self._world.device
         cache = bandwidth.last_level_bytes(device)
-        moved = bandwidth.moved_bytes(self._engine, device, state=self._traits.granularity == "element")
+        every_step = self._traits.granularity == "element"
+        state = state_bytes_per_element(self._spec, self._traits) if every_step else 0.0
+        moved = bandwidth.moved_bytes(self._engine, device, state)
         if not self._optimizer_s or not cache or moved is None or moved <= bandwidth.CACHES * cache:
             return None
         reached = bandwidth.copy_bytes_per_s(device, cache)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
+from harness.collectors.memory import CATEGORIES as HELD
 from harness.interfaces import Category, Reading
 from harness.record import MetricInfo
 from harness.tracing.ledger import CATEGORIES, LedgerCategory, balance
@@ -17,9 +18,13 @@ if TYPE_CHECKING:
     from harness.tracing.reading import Traced
 
 
+STATE = HELD["state"]
+
+
 def _bytes(name: str) -> MetricInfo:
     # The fullest rank decides whether a job fits; per_rank keeps the others.
-    return MetricInfo(name=f"ledger_{name}_bytes", unit="B", better="lower")
+    beside = STATE.at_least_beside if name == "state" else None
+    return MetricInfo(name=f"ledger_{name}_bytes", unit="B", better="lower", at_least_beside=beside)
 
 
 ENGINES: tuple[Category, ...] = get_args(Category)

@@ -13,14 +13,17 @@ import torch
 from harness.interfaces import Reading
 from harness.record import MetricInfo
 from harness.tracing.extents import extent, local_parts
+from harness.tracing.ledger import unclaimed
+from harness.tracing.recording import COUNTED_STEP
 from harness.tracing.storages import length, union
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
 
     from harness.interfaces import Category, Observed, StepResult
+    from harness.tracing.reading import Traced
 
     Span = tuple[int, int]  # addresses: the first byte, the one past the last
 
@@ -34,11 +37,14 @@ CATEGORIES: dict[Category, MetricInfo] = {
     "parameters": _bytes("parameter_bytes"),
     "gradients": _bytes("gradient_bytes"),
     "master": _bytes("master_weight_bytes"),
-    "state": _bytes("optimizer_state_bytes"),
+    "state": _bytes("optimizer_state_bytes", at_least_beside="unclaimed_state_bytes"),
     "buffers": _bytes("buffer_bytes"),
     "communication": _bytes("communication_buffer_bytes"),
 }
 """Exact and this rank's own. Memory that two categories share is counted for the first of them, in this order."""
+
+UNCLAIMED = _bytes("unclaimed_state_bytes")
+"""What outlives the traced steps, may be the optimizer's, and is not reachable from it; None: the trace failed."""
 
 PEAK_ALLOCATED = _bytes("peak_allocated_bytes")
 PEAK_RESERVED = _bytes("peak_reserved_bytes")
@@ -53,7 +59,8 @@ class Memory:
     """Bytes of parameters, gradients, optimizer state and buffers; the allocator's peaks; resident memory.
 
     Tensors are walked after the first turn and after the last step, and the larger of the two is reported: what an
-    engine frees between steps (gradients set to None) counts where it was seen.
+    engine frees between steps (gradients set to None) counts where it was seen. The state is a lower bound where
+    the traced steps show memory that an optimizer may keep where nobody finds it.
     """
 
     def __init__(self) -> None:
@@ -103,6 +110,12 @@ class Memory:
         known = self._settled is not None and self._settled[0] < self._steps
         grown = resident_bytes() - self._settled[1] if known and self._settled is not None else None
         yield Reading(RSS_GROWTH, value=grown)
+
+    def traced(self, traced: Traced) -> Iterator[Reading]:
+        """Report the memory that nobody claims and the optimizer may keep."""
+        trace = traced.trace
+        found = None if trace is None else unclaimed(trace.storages, trace.marks, COUNTED_STEP)
+        yield Reading(UNCLAIMED, value=found)
 
     def _walk(self, observed: Observed) -> None:
         for category, held in occupied(observed.engine.tensors()).items():

@@ -51,6 +51,20 @@ def unattributed(record: RunRecord) -> str | None:
     return f"{max(shares):.0%} of the peak is unattributed: storages that nobody claims{grows}"
 
 
+def lower_bound(record: RunRecord) -> str | None:
+    """Say of a state that is a lower bound what is missing in it, or None."""
+    state = record.metrics.get("optimizer_state_bytes")
+    if state is None or not state.at_least:
+        return None
+    missing = _value(record, "unclaimed_state_bytes")
+    words = "whether there is more could not be traced"
+    if missing:
+        words = (
+            f"{quantities.size(missing)} more outlive a step, and nothing that the optimizer holds refers to them"
+        )
+    return f"its state is at least {quantities.size(state.value)}: {words}"
+
+
 def render(record: RunRecord) -> list[RenderableType]:
     """Return the tables of a run that was traced; nothing for one that was not."""
     return [*_ledger(record), *_communication(record)]
@@ -66,7 +80,7 @@ def _ledger(record: RunRecord) -> list[RenderableType]:
         if largest or expected:
             table.add_row(
                 category,
-                quantities.size(largest),
+                quantities.bound(record.metrics.get(f"ledger_{category}_bytes")),
                 quantities.size(expected),
                 _ratio(largest, expected),
                 quantities.size(_value(record, f"ledger_{category}_at_peak_bytes")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.checks.curves import parted
+from harness.reports.ledger import lower_bound
 from harness.reports.markdown import code, escaped, folded
 from harness.reports.standing import results_of
 from harness.reports.table import CAUTION, SHORT, best_step, evaluation_of, grouped, heading, label, row, same_code
@@ -53,6 +54,8 @@ def _line(
 
 def _notes(record: RunRecord, members: Sequence[RunRecord]) -> list[str]:
     name, notes = code(label(record, members)), [escaped(note) for note in record.notes]
+    if bounded := lower_bound(record):
+        notes.append(escaped(bounded))
     if record.outcome != "completed":
         notes.insert(0, escaped(record.reason or "no reason recorded"))
     return [f"- {name}: {note}" for note in notes]

@@ -8,6 +8,7 @@ from harness.compare import SITTINGS
 from harness.reports.markdown import code, escaped, folded
 from harness.reports.stored import (
     MOST_ROWS,
+    bounded,
     counted,
     metric_label,
     moved,
@@ -45,6 +46,8 @@ def _pair(pair: StoredPair) -> list[str]:
             for each in changed[:MOST_ROWS]
         ]
         parts.append(_table(("count", "A", "B", "change"), counts))
+    if pair.bounded:
+        parts.append("\n".join(f"- {escaped(bounded(each))}" for each in pair.bounded))
     if pair.losses is not None:
         parts.append(f"Losses: {escaped(told(pair.losses)[0])}")
     if pair.differences:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.record import Metric
 
 UNKNOWN = "-"
 
@@ -28,6 +32,13 @@ def size(value: float | None) -> str:
             scaled = value / 1024**power
             return f"{scaled:.{0 if abs(scaled) >= 100 else 1}f} {unit}"
     return f"{value:.0f} B"
+
+
+def bound(metric: Metric | None) -> str:
+    """Return a metric's bytes, with a sign where they are a lower bound: ``>= 8.1 MiB``."""
+    if metric is None:
+        return UNKNOWN
+    return f"{'>= ' if metric.at_least else ''}{size(metric.value)}"
 
 
 def number(value: float | None, digits: int = 5) -> str:

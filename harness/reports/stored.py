@@ -110,6 +110,19 @@ def _differences(title: str, found: Sequence[Difference], style: str) -> list[Re
 
 
 def _exact(pair: StoredPair) -> list[RenderableType]:
+    return [*_known(pair), *(Text(f"  {bounded(each)}", style="yellow") for each in pair.bounded)]
+
+
+def bounded(each: Exact) -> str:
+    """Say of a lower bound that it is not compared."""
+    a, b = (
+        f"{'at least ' if bound else ''}{counted(value)}"
+        for value, bound in ((each.a, each.a_at_least), (each.b, each.b_at_least))
+    )
+    return f"{each.name}: {a} in A, {b} in B: not compared"
+
+
+def _known(pair: StoredPair) -> list[RenderableType]:
     known = [each for each in pair.exact if each.same is not None]
     changed = list(pair.changed)
     if not known:

@@ -120,7 +120,7 @@ def row(record: RunRecord, best: float | None, evaluation: str | None) -> list[s
         quantities.seconds(step),
         Text(relative, style="green" if step is not None and step == best else ""),
         quantities.seconds(_value(record, "optimizer_time_s")),
-        quantities.size(_value(record, "optimizer_state_bytes")),
+        quantities.bound(record.metrics.get("optimizer_state_bytes")),
         quantities.size(peak if peak is not None else _value(record, "rss_peak_bytes")),
         quantities.number(_value(record, "train_loss"), digits=4),
     ]
@@ -144,10 +144,10 @@ def _notes(members: Sequence[RunRecord]) -> Sequence[RenderableType]:
             name = label(record, members)
             told = f"{record.outcome.replace('_', ' ')}: {record.reason or 'no reason recorded'}"
             notes.append(Text(f"  {name} {told} [{record.run_id}]"))
-        flagged = ledger.unattributed(record)
+        flagged = [ledger.lower_bound(record), ledger.unattributed(record)]
         notes += [
             Text(f"  {record.spec.get('optimizer')}: {note}", style="yellow")
-            for note in [*record.notes, *([flagged] if flagged else [])]
+            for note in [*record.notes, *filter(None, flagged)]
         ]
     return notes + same_code(members)
 

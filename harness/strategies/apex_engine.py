@@ -51,9 +51,9 @@ class ApexDistributedEngine(TorchEngine):
         norm: Tensor = self._apex.clip_grad_norm(self._spec.clip_norm)
         return norm
 
-    def tensors(self) -> Iterator[tuple[Category, Tensor]]:
+    def _claimed(self) -> Iterator[tuple[Category, Tensor]]:
         """Yield the replica, and from the optimizer's buckets gradients, masters, state and buffers to send."""
-        yield from super().tensors()
+        yield from super()._claimed()
         for bucket in self._apex.state["buckets"]:
             for name in ("params_shard", "param_remainders_shard"):
                 if getattr(bucket, name, None) is not None:

@@ -153,6 +153,10 @@ class DeepSpeedEngine:
         """Yield what the module, DeepSpeed's wrapper and the optimizer inside it hold."""
         return live_tensors(self._engine, self._optimizer)
 
+    def modules(self) -> list[nn.Module]:
+        """Return the model's modules, DeepSpeed's engine included."""
+        return list(self._engine.modules())
+
     def parts(self) -> Iterator[Part]:
         """Yield what this rank holds of each parameter: all of it, or under stage 3 its partition."""
         rank = self._world.rank

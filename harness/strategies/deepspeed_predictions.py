@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from harness.interfaces import Prediction, Target, WorkloadSize, WorkloadTraits
 from harness.parameter_groups import role
+from harness.precision import state_bytes_per_element
 from harness.registry import OPTIMIZERS, WORKLOADS, static_traits
 from harness.strategies.deepspeed_config import REDUCE_BUCKET
-from harness.strategies.predictions import state_bytes_per_element
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

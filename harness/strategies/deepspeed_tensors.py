@@ -82,15 +82,12 @@ def _is_new(category: Category, tensor: Tensor, seen: dict[tuple[Category, int],
 
 
 def _found(engine: Any, optimizer: Any) -> Iterator[tuple[Category, Tensor]]:
-    stepped: set[int] = set()
-    if engine.optimizer is not optimizer:
-        for category, tensor in _of_wrapper(engine.optimizer):
-            stepped.add(id(tensor))
-            yield category, tensor
-    yield from _of_module(engine.module)
-    for _, tensor in kept(optimizer):
-        if id(tensor) not in stepped:
-            yield "state", tensor
+    claimed = list(_of_wrapper(engine.optimizer)) if engine.optimizer is not optimizer else []
+    claimed += _of_module(engine.module)
+    yield from claimed
+    beyond = [engine, engine.optimizer, *engine.modules()]
+    for _, tensor in kept(optimizer, (tensor for _, tensor in claimed), [e for e in beyond if e is not optimizer]):
+        yield "state", tensor
 
 
 def _of_module(module: Any) -> Iterator[tuple[Category, Tensor]]:

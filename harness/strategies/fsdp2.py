@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.optimizers.implementation import has_sparse_gradients
+from harness.precision import BYTES
 from harness.strategies import refusals
-from harness.strategies.predictions import BYTES, fully_sharded
+from harness.strategies.predictions import fully_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

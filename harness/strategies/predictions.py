@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness import precision
 from harness.interfaces import Prediction
+from harness.precision import BYTES, state_bytes_per_element
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,19 +21,8 @@ if TYPE_CHECKING:
 
     Shape = tuple[int, ...]
 
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-"""Of an element."""
-
 NORM_BYTES = 4
 """Of the squared norm that shards add up to clip by."""
-
-
-def state_bytes_per_element(spec: RunSpec, optimizer: OptimizerTraits) -> float:
-    """Return the optimizer's state in bytes for each element that it steps on."""
-    if optimizer.state_bytes is not None:
-        return optimizer.state_bytes
-    stepped = BYTES[precision.stepped_dtype(spec.precision)]
-    return optimizer.state_tensors * (stepped if optimizer.state_follows_parameters else 4)
 
 
 def replicated(

@@ -256,8 +256,20 @@ class TorchEngine:
         if self._stepped is not None:
             self._stepped.publish()
 
-    def tensors(self) -> Iterable[tuple[Category, Tensor]]:
-        """Yield parameters, gradients, masters, buffers and everything that the optimizer keeps."""
+    def tensors(self) -> Iterator[tuple[Category, Tensor]]:
+        """Yield parameters, gradients, masters, buffers and everything else that the optimizer keeps."""
+        claimed = list(self._claimed())
+        yield from claimed
+        beyond = [self, self._workload, *self.modules()]
+        for name, tensor in kept(self._optimizer, (tensor for _, tensor in claimed), beyond):
+            yield ("master" if "master" in name else "state"), tensor
+
+    def modules(self) -> list[nn.Module]:
+        """Return the model's modules, wrappers included."""
+        return list({*self._module.modules(), *self._model.modules()})
+
+    def _claimed(self) -> Iterator[tuple[Category, Tensor]]:
+        """Yield what is known to be something else than the optimizer's state."""
         for parameter in self._held:
             yield "parameters", parameter
             if parameter.grad is not None:
@@ -266,8 +278,6 @@ class TorchEngine:
             yield "buffers", buffer
         if self._stepped is not None:
             yield from self._stepped.tensors()
-        for key, tensor in kept(self._real_optimizer):
-            yield ("master" if "master" in key else "state"), tensor
 
     def parts(self) -> Iterator[Part]:
         """Yield what this rank holds of each parameter: all of it, or of a DTensor the shard."""

@@ -32,6 +32,12 @@ CATEGORIES: tuple[LedgerCategory, ...] = get_args(LedgerCategory)
 CLAIMS: tuple[Claimant, ...] = CATEGORIES[:7]  # type: ignore[assignment]  # the claimants are the first categories
 """Of memory that several claim, the first named in this order counts."""
 
+UPDATING = {Phase.OPTIMIZER, Phase.WORK}
+"""Phases in which the optimizer updates."""
+
+LEAST_UNTOUCHED = 4096
+"""Bytes. Less is what a run keeps for itself: losses, norms."""
+
 ALLOCATION_UNIT = 512
 """Bytes to which CUDA's caching allocator rounds: a rest smaller than that belongs to the storage's claimant."""
 
@@ -180,6 +186,31 @@ def balance(
         if sum(now.values()) > sum(peak.values()):
             peak = dict(now)
     return Ledger(sum(peak.values()), peak, _seen(largest, timetable.phases(step)), growth)
+
+
+def unclaimed(storages: Iterable[Storage], marks: Sequence[Mark], step: int) -> int:
+    """Return the bytes that outlive a step, that nobody claims, and that may well be the optimizer's.
+
+    They are the optimizer's where an operator of its update reads or writes them. What no operator of the traced
+    steps touches may be (slow weights, snapshots), from `LEAST_UNTOUCHED` bytes on. What operators of other phases
+    alone touch is not.
+
+    Args:
+        storages: with lifetimes and claims.
+        marks: of the traced steps.
+        step: the number of the step at whose end they are live.
+    """
+    timetable = Timetable(marks)
+    end = timetable.end(step)
+    stepped = untouched = 0
+    for storage in storages:
+        if storage.live(end):
+            held = attribute(storage, timetable).get("unattributed", 0)
+            if storage.touched_in & UPDATING:
+                stepped += held
+            elif not storage.touched_in:
+                untouched += held
+    return stepped + (untouched if untouched >= LEAST_UNTOUCHED else 0)
 
 
 def _add(total: dict[LedgerCategory, int], held: dict[LedgerCategory, int], sign: int) -> None:

@@ -23,11 +23,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.profiler import ProfilerActivity, profile
 
 from harness.errors import OptbenchError
-from harness.interfaces import Phase
+from harness.interfaces import HasModules, Phase
 from harness.loop import on_device
 from harness.tracing.collectives import Call, Tensors, call
 from harness.tracing.extents import extent, local_parts
 from harness.tracing.ledger import Mark
+from harness.tracing.reachable import reachable
 from harness.tracing.storages import Extent, Heap, Storage
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def record(
     batches: Iterator[Batch],
     accumulation: int,
     world: World,
-    kept_by_workload: object,
+    kept: Sequence[object],
     resident_bytes: Callable[[], int],
 ) -> Trace:
     """Train a few steps more and return what they allocated and sent. All ranks must call it together.
@@ -102,14 +103,14 @@ def record(
         batches: where the measured steps left off.
         accumulation: micro-batches a step.
         world: this rank.
-        kept_by_workload: whose tensors are data.
+        kept: objects whose tensors are data: the workload, what yields its batches.
         resident_bytes: the process's resident memory now.
 
     Raises:
         OptbenchError: a rank could not get its batches, so that none goes on.
         Exception: whatever the engine raises.
     """
-    pass_ = _Pass(engine, world, kept_by_workload, resident_bytes)
+    pass_ = _Pass(engine, world, kept, resident_bytes)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if world.device.type == "cuda" else [])]
     with profile(activities=activities, record_shapes=True, profile_memory=True, acc_events=False) as profiler:
         for step in range(STEPS):
@@ -121,7 +122,7 @@ class _Pass:
     """The steps, the looks at what is alive between their phases, and the reading of the trace."""
 
     def __init__(
-        self, engine: Engine, world: World, kept_by_workload: object, resident_bytes: Callable[[], int]
+        self, engine: Engine, world: World, kept: Sequence[object], resident_bytes: Callable[[], int]
     ) -> None:
         self._engine, self._world, self._resident_bytes = engine, world, resident_bytes
         gc.unfreeze()  # the loop froze what existed, and what is frozen cannot be listed
@@ -130,7 +131,7 @@ class _Pass:
         self._batch: list[tuple[Claimant, Extent]] = []
         self._present: list[tuple[Extent, StorageWeakRef]] = []
         self._foreign: list[Extent] = []
-        self._kept = list(_data(kept_by_workload))
+        self._kept = [place for tensor in _others(engine, kept) for place in _extents(tensor)]
         for tensor in _live_tensors():
             self._watch(tensor)
         for _, tensor in engine.tensors():
@@ -256,6 +257,8 @@ class _Reader:
                 if place is None or (self.heap.at(place) is None and self._is_foreign(place)):
                     continue
                 storage = self.heap.sight(place, event.start_time_ns, event.end_time_ns)
+                if self.marks:
+                    storage.touched_in.add(self.marks[-1].phase)
                 if communicates:
                     storage.used_ns.append(event.start_time_ns)
         if event.name.startswith("c10d::") and self.marks and not _own(event):
@@ -327,27 +330,13 @@ def _live_tensors() -> Iterator[Tensor]:
                 yield found
 
 
-def _data(workload: object) -> Iterator[Extent]:
-    """Yield where the tensors lie that a workload holds in attributes, lists and mappings."""
-    seen: set[int] = set()
-    stack: list[object] = [vars(workload)] if hasattr(workload, "__dict__") else []
-    while stack:
-        found = stack.pop()
-        if id(found) in seen:
-            continue
-        seen.add(id(found))
-        if isinstance(found, Tensor):
-            yield from _extents(found)
-        elif isinstance(found, dict):
-            stack += found.values()
-        elif isinstance(found, (list, tuple)) and len(found) < MANY:
-            stack += found
-        elif type(found).__module__.partition(".")[0] not in {"torch", "builtins", "numpy"}:
-            stack += [vars(found)] if hasattr(found, "__dict__") and not isinstance(found, type) else []
-
-
-MANY = 100_000
-"""Members of a list beyond which it is not searched for tensors."""
+def _others(engine: Engine, kept: Sequence[object]) -> Iterator[Tensor]:
+    """Yield the tensors of the workload, and those that the model has beside parameters and buffers."""
+    modules = list(engine.modules()) if isinstance(engine, HasModules) else []
+    for module in modules:
+        yield from (found for found in vars(module).values() if isinstance(found, Tensor))
+    beyond = [engine, *modules]
+    yield from (tensor for _, tensor in reachable(kept, beyond))
 
 
 def _extents(tensor: Tensor) -> Iterator[Extent]:

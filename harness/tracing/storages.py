@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from harness.interfaces import Phase
+
 Claimant = Literal["parameters", "gradients", "master", "state", "buffers", "communication", "data"]
 """Who can say of a tensor that it is theirs: the engine, and the pass for what it fed in."""
 
@@ -32,6 +34,7 @@ class Storage:
         claims: parts of it that somebody said were theirs while it was live.
         used_ns: when a collective read or wrote it.
         touched_ns: when the last operator that read it was done; None: none was seen.
+        touched_in: phases in which an operator read or wrote it.
     """
 
     extent: Extent
@@ -40,6 +43,7 @@ class Storage:
     claims: set[tuple[Claimant, int, int]] = field(default_factory=set)
     used_ns: list[int] = field(default_factory=list)
     touched_ns: int | None = None
+    touched_in: set[Phase] = field(default_factory=set)
 
     @property
     def size(self) -> int:

@@ -136,7 +136,7 @@ def _metrics(record: RunRecord) -> RenderableType:
         quantiles = metric.quantiles or {}
         table.add_row(
             metric.name,
-            _format(metric, metric.value),
+            f"{'>= ' if metric.at_least else ''}{_format(metric, metric.value)}",
             *(_format(metric, quantiles.get(q)) if quantiles else "" for q in ("p10", "p90", "p99")),
         )
     return table

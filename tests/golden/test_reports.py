@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from harness.plan import plan
 from harness.record import Metric, RunRecord
 from harness.reports import quantities
+from harness.reports.markdown_runs import markdown as markdown_of_runs
 from harness.reports.table import render
 from harness.spec import RunSpec
 from harness.verbs.planning import command_lines, table
@@ -82,6 +84,16 @@ RECORDS = [
     record("adamw/fused", 7, step=0.0032, loss=1.5, workload="cnn", size="small"),
     record("adamw/fused", 8, step=0.0031, loss=1.4, workload="cnn", size="small", seed=1),
 ]
+
+
+def test_a_state_that_is_a_lower_bound_never_stands_as_a_plain_number():
+    found = record("mine:Wrapper", 1)
+    state = found.metrics["optimizer_state_bytes"].model_copy(update={"at_least": True})
+    hidden = metric("unclaimed_state_bytes", 4 << 20, "B")
+    found = found.model_copy(update={"metrics": {**found.metrics, state.name: state, hidden.name: hidden}})
+    for text in (text_of(render([found])), html.unescape(markdown_of_runs([found]))):
+        assert ">= 7.9 MiB" in text
+        assert "its state is at least 7.9 MiB: 4.0 MiB more outlive a step" in " ".join(text.split())
 
 
 def test_the_table_fits_80_columns_and_a_pipe():

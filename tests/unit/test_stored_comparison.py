@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import math
@@ -160,6 +161,17 @@ def test_a_byte_of_state_and_an_operator_that_moved_are_named():
 def test_the_same_largest_rank_with_other_shares_is_a_change():
     other = record(2, metrics=[metric("optimizer_state_bytes", 8_000_000, per_rank=(8_000_000, 7_000_000))])
     assert [each.name for each in pair(record(1), other).changed] == ["optimizer_state_bytes by rank"]
+
+
+def test_a_lower_bound_is_not_compared_and_shown_as_such():
+    other = record(2, metrics=[metric("optimizer_state_bytes", 8_000_000, at_least=True)])
+    found = pair(record(1), other)
+    assert [(each.name, each.same, each.a_at_least, each.b_at_least) for each in found.bounded] == [
+        ("optimizer_state_bytes", None, False, True)
+    ]
+    line = "optimizer_state_bytes: 8,000,000 in A, at least 8,000,000 in B: not compared"
+    assert line in text_of((record(1), other))
+    assert line in html.unescape(markdown(compare_runs([(record(1), other)])))
 
 
 def test_a_count_that_one_run_did_not_tell_is_neither_equal_nor_changed():

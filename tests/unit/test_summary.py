@@ -352,3 +352,17 @@ def test_a_folder_without_a_spec_holds_no_run(tmp_path: Path, content: str | Non
         (tmp_path / "spec.json").write_text(content)
     with pytest.raises(CorruptFileError, match=r"spec\.json: (is missing|cannot be read)"):
         summarise(tmp_path)
+
+
+@pytest.mark.parametrize(("unclaimed", "expected"), [((0, 0), False), ((0, 8), True), ((0, None), True)])
+def test_a_value_beside_unclaimed_memory_or_a_failed_trace_on_any_rank_is_a_lower_bound(
+    tmp_path, unclaimed, expected
+):
+    state = MetricInfo(name="state_bytes", unit="B", better="lower", at_least_beside="unclaimed_bytes")
+    beside = MetricInfo(name="unclaimed_bytes", unit="B", better="lower")
+    folder = make_run(tmp_path)
+    for rank in range(2):
+        write_rank(folder, rank, [Reading(state, value=100), Reading(beside, value=unclaimed[rank])])
+    record = summarise(folder)
+    assert record.metrics["state_bytes"].at_least is expected
+    assert json.loads(record.model_dump_json())["metrics"]["state_bytes"]["at_least"] is expected

@@ -32,7 +32,9 @@ class Trained:
             self.engine.train_step([next(self.batches) for _ in range(self.spec.accumulation)], lambda _: None)
 
     def trace(self):
-        return record(self.engine, self.batches, self.spec.accumulation, ALONE, self.workload, lambda: 1)
+        return record(
+            self.engine, self.batches, self.spec.accumulation, ALONE, [self.workload, self.batches], lambda: 1
+        )
 
     def ledger(self):
         found = self.trace()
