@@ -32,6 +32,7 @@ from typing import IO, TYPE_CHECKING
 
 import psutil
 
+from harness import launching
 from harness.cache import cache_dir
 from harness.errors import UnsupportedError
 
@@ -281,7 +282,7 @@ def _build_elsewhere(
     )
     log = folder / "build.log"
     environment = {
-        **os.environ,
+        **launching.clean(os.environ),
         "TORCH_EXTENSIONS_DIR": str(folder),
         "DS_ACCELERATOR": device,
         # ninja is installed beside the interpreter, whose environment need not be activated.

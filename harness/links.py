@@ -9,7 +9,6 @@ it comparable with the hardware's, whatever N is.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -22,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness import launching
+from harness import world as joining
 from harness.leaving import leave_world
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ MEASURE_S, MOST_ROUNDS = 0.25, 200
 
 LIMIT_S = 90.0
 """For the whole world, its start included, which takes seconds; past it the ranks are ended."""
-
-PR_SET_PDEATHSIG = 1
 
 
 class Rate(BaseModel):
@@ -104,7 +103,13 @@ def measure(machine: Machine, limit_s: float = LIMIT_S, base: Mapping[str, str] 
 
 def _run(ranks: int, device: str, found: Path, log: Path, limit_s: float, base: Mapping[str, str]) -> str | None:
     """Run the world to its end; return what went wrong, or None."""
-    settings = {**base, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    settings = {
+        **launching.clean(base),
+        launching.BEGUN: str(found.parent),
+        "PYTHONSAFEPATH": "1",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
     if device == "cpu":
         settings["CUDA_VISIBLE_DEVICES"] = ""
         if sys.platform == "linux":
@@ -123,6 +128,8 @@ def _run(ranks: int, device: str, found: Path, log: Path, limit_s: float, base: 
         try:
             code = world.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
+            if not launching.begun(found.parent):
+                return launching.not_begun(limit_s, "torchrun's own choice (--standalone)", base, log)
             return f"not done after {limit_s:.0f} s"
         finally:
             _end(world)
@@ -155,20 +162,9 @@ def bus_share(collective: Collective, ranks: int) -> float:
 
 def main(device_kind: str, found: Path) -> None:
     """Be one rank: time every collective at every size; rank 0 writes what came out."""
-    import torch
-    import torch.distributed as dist
-
-    _die_with_parent()
-    local_rank = int(os.environ["LOCAL_RANK"])
-    device = torch.device("cpu")
-    if device_kind == "accelerator":
-        accelerator = torch.accelerator.current_accelerator()
-        assert accelerator is not None, "the parent found one"
-        torch.accelerator.set_device_index(local_rank)
-        device = torch.device(accelerator.type, local_rank)
-    backend = dist.get_default_backend_for_device(device)
-    dist.init_process_group(backend, device_id=device if device.type != "cpu" else None)
-    ranks = dist.get_world_size()
+    joining.begin()
+    world = joining.join(device_kind)
+    ranks, device = world.size, world.device
     rates = []
     for collective in COLLECTIVES:
         for size in MESSAGE_BYTES:
@@ -183,16 +179,10 @@ def main(device_kind: str, found: Path) -> None:
                     "bus_bandwidth_bytes_per_s": message_bytes / spent * bus_share(collective, ranks),
                 }
             )
-    if dist.get_rank() == 0:
-        document = {"ranks": ranks, "device": device_kind, "backend": backend, "rates": rates}
+    if world.rank == 0:
+        document = {"ranks": ranks, "device": device_kind, "backend": world.backend, "rates": rates}
         found.write_text(json.dumps(document), encoding="utf-8")
     leave_world()
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this rank when torchrun dies; elsewhere torchrun must do so."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _collective(

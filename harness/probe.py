@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 import harness
-from harness import system, user_path
+from harness import launching, system, user_path
 from harness.cache import cache_dir
 from harness.errors import InvalidInputError, Problem
 from harness.garbage import collection_paused
@@ -182,7 +182,7 @@ def _options(option: str, values: Iterable[str]) -> list[str]:
 def _run(arguments: Sequence[str]) -> tuple[str, str, str]:
     """Start one probe; return what went wrong (empty: nothing), standard output, standard error."""
     words = [sys.executable, "-m", "harness.probe", *arguments]
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    environment = {**launching.clean(os.environ), "PYTHONSAFEPATH": "1"}
     environment.setdefault(user_path.VARIABLE, str(Path.cwd()))
     with (
         tempfile.TemporaryFile() as output,  # files, because a pipe stays open in whatever the probe leaves behind

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import errno
-import faulthandler
 import gc
 import math
 import os
-import signal
 import sys
 import threading
 import time
@@ -22,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import user_path
+from harness import world as ranks
 from harness.errors import (
     NO_SPACE_EXIT_CODE,
     DivergedError,
@@ -50,8 +47,6 @@ if TYPE_CHECKING:
     from harness.loop import Turn
     from harness.record import Outcome
 
-PR_SET_PDEATHSIG = 1
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank; return its exit code: 0 done, 1 the run ended otherwise, 2 the words given are wrong."""
@@ -61,12 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source.add_argument("--prepared", type=Path, help="a run's folder, prepared by the launcher")
     parser.add_argument("--results", type=Path, default=Path("results"), help="the store, with a plan file")
     options = parser.parse_args(arguments)
-    _die_with_parent()
-    user_path.extend()
+    ranks.begin()
     if options.prepared is not None:
-        _log_to(options.prepared / "log" / f"rank-{_number('RANK', 0)}.log")
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the launcher asks a hanging rank where it is
+        _log_to(options.prepared / "log" / f"rank-{ranks.number('RANK', 0)}.log")
     if options.prepared is None:
         return _by_hand(options.plan, options.results)
     spec = RunSpec.model_validate_json((options.prepared / "spec.json").read_bytes())
@@ -86,7 +78,7 @@ def _by_hand(plan: Path, results: Path) -> int:
     except InvalidInputError as error:
         print(error, file=sys.stderr)
         return 2
-    world_size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
+    world_size, rank = ranks.number("WORLD_SIZE", 1), ranks.number("RANK", 0)
     if spec.world_size != world_size:
         print(
             f"{plan}: the plan is for {spec.world_size} ranks, torchrun started {world_size}; "
@@ -122,19 +114,6 @@ def _wait_for_ranks(run: Path, world_size: int, limit_s: float = 30.0) -> None:
         time.sleep(0.1)
 
 
-def _number(variable: str, default: int) -> int:
-    return int(os.environ.get(variable, default))
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this rank when torchrun dies, whatever kills it; elsewhere torchrun must do so."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died in between
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def _log_to(path: Path) -> None:
     """Send standard output and standard error, those of libraries in C too, to the rank's log."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,14 +130,14 @@ class _Rank:
 
     def __init__(self, spec: RunSpec, folder: Path) -> None:
         self._spec = spec
-        self._rank = _number("RANK", 0)
+        self._rank = ranks.number("RANK", 0)
         self._writer = RankWriter(folder / f"rank-{self._rank}.jsonl")
         self._step = 0
         self._train_time_s = 0.0
 
     def run(self) -> int:
         """Train and write everything down; a failure is written down too."""
-        self._writer.begin(self._rank, _number("WORLD_SIZE", 1))
+        self._writer.begin(self._rank, ranks.number("WORLD_SIZE", 1))
         try:
             self._train()
         except BaseException as error:  # noqa: BLE001  # whatever it was, sys.exit() too, it becomes a row
@@ -176,17 +155,14 @@ class _Rank:
 
     def _train(self) -> None:
         with collection_paused():
-            import torch
-            import torch._dynamo  # torch.optim's constructors import it
+            import torch._dynamo  # noqa: F401  # torch.optim's constructors import it
 
             from harness import contract
             from harness.checks.run import RunChecks
 
         spec = self._spec
-        torch.set_num_threads(spec.threads or 1)
-        world = _join(spec)
+        world = ranks.enter(spec)
         seed_generators(spec.seed)
-        _arithmetic(spec)
         workload = contract.construct(WORKLOADS.get(spec.workload), spec)
         imported_rss_bytes = _resident_bytes()
         engine = strategy(spec.strategy).start(workload, OPTIMIZERS.get(spec.optimizer), spec, world)
@@ -312,39 +288,6 @@ def _resident_bytes() -> int:
     from harness.collectors.memory import resident_bytes
 
     return resident_bytes()
-
-
-def _join(spec: RunSpec) -> World:
-    """Find this rank's device and join the others."""
-    import torch
-    import torch.distributed as dist
-
-    size, rank, local_rank = _number("WORLD_SIZE", 1), _number("RANK", 0), _number("LOCAL_RANK", 0)
-    device = torch.device("cpu")
-    if spec.device == "accelerator":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        if found is None:
-            raise UnsupportedError("this process sees no accelerator; run optbench doctor, or use --device cpu")
-        torch.accelerator.set_device_index(local_rank)
-        device = torch.device(found.type, local_rank)
-    backend = None
-    alone = strategy(spec.strategy).one_rank
-    if not alone:
-        if size == 1 and "MASTER_ADDR" not in os.environ:  # started without torchrun
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
-        backend = dist.get_default_backend_for_device(device)
-        dist.init_process_group(backend, device_id=device if device.type != "cpu" else None)
-    return World(rank, size, local_rank, device, backend)
-
-
-def _arithmetic(spec: RunSpec) -> None:
-    """Fp32 means fp32: TF32 in matrix products and convolutions under ``tf32`` only."""
-    import torch
-
-    tf32 = spec.precision == "tf32"
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    if torch.cuda.is_available():
-        torch.backends.cudnn.allow_tf32 = tf32
 
 
 def _synchroniser(device: torch.device) -> Any:

@@ -13,12 +13,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from harness import launching
 from harness.errors import OptbenchError
 from launch import baton, local, memory_kills, processes
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from harness.comparison.model import Arm
 
@@ -71,13 +72,16 @@ class Arms:
     Args:
         arms: specs resolved.
         timeout_s: for any one answer of a rank.
+        begin_s: until a first rank of every arm has come; None: as long as any world may take.
 
     Attributes:
         environment: that the first arm has told of.
     """
 
-    def __init__(self, arms: Sequence[Arm], timeout_s: float) -> None:
+    def __init__(self, arms: Sequence[Arm], timeout_s: float, begin_s: float | None = None) -> None:
         self.arms, self._timeout_s = arms, timeout_s
+        self._begin_s = launching.BEGIN_S if begin_s is None else min(begin_s, launching.BEGIN_S)
+        self._ports: dict[int, int] = {}
         self._marker = f"compare-{secrets.token_hex(8)}"
         self._stack = contextlib.ExitStack()
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -148,7 +152,8 @@ class Arms:
         target += [f"--path={arm.path}"] if arm.path else []
         logs = self._folder / f"torchrun-{index}"
         target = [f"--monitor-interval={MONITOR_S}", *target]  # torchrun's own word, which stands before the file
-        words = local.torchrun(spec, target, local.free_port(), log_dir=logs, python=arm.python)
+        self._ports[index] = local.free_port()
+        words = local.torchrun(spec, target, self._ports[index], log_dir=logs, python=arm.python)
         environment = {"PYTHONHASHSEED": str(hash_seed)} | dict(os.environ)
         settings = local.environment(spec, self._marker, environment) | ASLEEP | arm.env
         return processes.start(words, settings, self._log(index))
@@ -165,7 +170,10 @@ class Arms:
         about: dict[int, dict[str, Any]] = {}
         wanted = sum(arm.spec.world_size or 1 for arm in self.arms)
         patience_s = max(self._timeout_s, START_S)
-        for line, message in self._answers({}, "before it could launch", new=wanted, timeout_s=patience_s):
+        silent = set(range(len(self.arms)))
+        for line, message in self._answers(
+            {}, "before it could launch", new=wanted, timeout_s=patience_s, silent=silent
+        ):
             index = message["arm"]
             if message["protocol"] != baton.PROTOCOL:
                 raise self._error(index, f"speaks protocol {message['protocol']}, not {baton.PROTOCOL}")
@@ -175,7 +183,12 @@ class Arms:
         return [about[index] for index in range(len(self.arms))]
 
     def _answers(
-        self, lines: Mapping[baton.Line, int], when: str, new: int = 0, timeout_s: float | None = None
+        self,
+        lines: Mapping[baton.Line, int],
+        when: str,
+        new: int = 0,
+        timeout_s: float | None = None,
+        silent: Collection[int] = (),
     ) -> list[tuple[baton.Line, dict[str, Any]]]:
         """Return the next message of each line and of as many new connections, in the order in which they come.
 
@@ -184,6 +197,7 @@ class Arms:
             when: the answer is awaited, for the message.
             new: connections awaited.
             timeout_s: of all of it; None: the comparison's.
+            silent: arms whose worlds have just been started: of each a rank must come before long.
 
         Raises:
             ArmError: a rank failed, died, or did not answer in time. Of several, the one whose reason is not that
@@ -192,12 +206,14 @@ class Arms:
         waiting, found = dict(lines), []
         failures: list[tuple[int, str, int | None]] = []
         timeout_s = timeout_s or self._timeout_s
-        deadline = time.monotonic() + timeout_s
+        started = time.monotonic()
+        deadline, silent = started + timeout_s, set(silent)
         while waiting or new:
             ready = self._ready(waiting, listens=bool(new))
             if self._listener in ready:
                 line, arm = self._arrived()
                 waiting[line] = arm
+                silent.discard(arm)
                 new -= 1
             for line in [each for each in waiting if each.connection in ready or each.has_message()]:
                 arm = waiting.pop(line)
@@ -209,6 +225,8 @@ class Arms:
                     found.append((line, message))
             if not (ready or failures):
                 self._alive()
+                if silent and time.monotonic() > started + self._begin_s:
+                    raise self._not_begun(min(silent))
             if time.monotonic() > deadline:
                 break
         if failures:
@@ -243,6 +261,11 @@ class Arms:
         if not arms:
             return ArmError(f"a rank did not come within {timeout_s:g} s:\n{self._tails()}")
         return self._error(arms[0], f"hung {when}: no answer within {timeout_s:g} s")
+
+    def _not_begun(self, index: int) -> ArmError:
+        environment = {**os.environ, **self.arms[index].env}
+        where = f"127.0.0.1:{self._ports[index]}"
+        return self._error(index, launching.not_begun(self._begin_s, where, environment, None))
 
     def _alive(self) -> None:
         for index, process in enumerate(self._processes):

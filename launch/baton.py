@@ -419,16 +419,13 @@ def _started(spec: Any) -> tuple[Any, Any, Any]:
     """Join the world and build the engine; return both, and the workload."""
     import torch
 
-    from harness import worker
     from harness.registry import OPTIMIZERS, WORKLOADS
 
-    torch.set_num_threads(spec.threads or 1)
-    world = worker._join(spec)  # noqa: SLF001  # an older checkout has no other
+    world = _joined(spec)
     torch.manual_seed(spec.seed)
     random.seed(spec.seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(spec.seed % 2**32)
-    _set_arithmetic(worker, spec)
     workload = _constructed(WORKLOADS.get(spec.workload), spec)
     engine = _strategy(spec.strategy).start(workload, OPTIMIZERS.get(spec.optimizer), spec, world)
     gc.collect()
@@ -516,12 +513,29 @@ def _parameter_sums(engine: Any) -> list[float]:
     return sums
 
 
-def _set_arithmetic(worker: Any, spec: Any) -> None:
-    """Call the arm's own function, by its name of now or of the time before tf32 could be chosen."""
-    if hasattr(worker, "_arithmetic"):
-        worker._arithmetic(spec)  # noqa: SLF001  # an older checkout has no other
-    else:
-        worker._exact_arithmetic()  # noqa: SLF001  # likewise
+def _joined(spec: Any) -> Any:
+    """Join the world as a run of the arm's own checkout does, by the names of now or of earlier."""
+    try:
+        found = importlib.import_module("harness.world")
+    except ModuleNotFoundError:
+        return _joined_earlier(spec)
+    return found.enter(spec)
+
+
+def _joined_earlier(spec: Any) -> Any:
+    """Join the world with the functions that a worker had before there was a module for it."""
+    import torch
+
+    from harness import worker
+
+    found: Any = worker
+    torch.set_num_threads(spec.threads or 1)
+    world = found._join(spec)  # noqa: SLF001  # an older checkout has no other
+    if hasattr(found, "_arithmetic"):
+        found._arithmetic(spec)  # noqa: SLF001  # likewise
+    else:  # before tf32 could be chosen
+        found._exact_arithmetic()  # noqa: SLF001  # likewise
+    return world
 
 
 def _helpers_s(pid: int) -> float:

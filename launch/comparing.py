@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 OVERRUN = 1.1
 """Times the budget that may be spent to reach the first look at the data."""
 
+LEAST_BEGIN_S = 15.0
+"""Interpreters may take so long to start, however small the budget: how much it lacks is known afterwards."""
+
 UNFINISHED = "its driver was killed, or is still at it"
 
 TOO_LARGE = "the arms do not fit into memory together"
@@ -148,7 +151,11 @@ class _Run:
             InvalidInputError: the budget ends before the first look at the data.
             UnlikeArmsError: the arms train differently.
         """
-        with Machine(self._arms) as machine, Arms(self._arms, timeout_s) as worlds:
+        budget_s = OVERRUN * self._plan.budget_s - (time.monotonic() - self._origin_s)
+        with (
+            Machine(self._arms) as machine,
+            Arms(self._arms, timeout_s, begin_s=max(budget_s, LEAST_BEGIN_S)) as worlds,
+        ):
             began_s = time.monotonic() - self._origin_s
             self._about = worlds.prepared()
             sitting = self._sitting = Sitting(

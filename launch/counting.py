@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from harness import launching
 from harness.counts.model import Job, RankResult, together
 from harness.errors import OptbenchError
 from launch import local, processes
@@ -59,11 +61,15 @@ def measured(jobs: Sequence[Job]) -> list[Measured]:
         log, asked = folder / "log", folder / "jobs.json"
         asked.write_text(json.dumps([job.model_dump(mode="json") for job in jobs]), encoding="utf-8")
         marker = f"counts-{secrets.token_hex(8)}"
-        settings = local.environment(spec, marker, os.environ)
-        process = processes.start(_words(spec, asked, folder), settings, log)
+        settings = local.environment(spec, marker, os.environ) | {launching.BEGUN: str(folder)}
+        port = local.free_port()
+        process = processes.start(_words(spec, asked, folder, port), settings, log)
         try:
             with processes.guarded(marker):
-                code = process.wait(sum(job.spec.timeout_s for job in jobs))
+                code = _waited(process, folder, sum(job.spec.timeout_s for job in jobs))
+            if code is None:
+                told = launching.not_begun(launching.BEGIN_S, f"127.0.0.1:{port}", os.environ, log)
+                raise OptbenchError(f"counting {_name(spec)}: {told}")
         except subprocess.TimeoutExpired as error:
             raise OptbenchError(f"counting {_name(spec)}: not done after timeout_s{_last(log)}") from error
         finally:
@@ -71,9 +77,21 @@ def measured(jobs: Sequence[Job]) -> list[Measured]:
         return _read(jobs, folder, code, log)
 
 
-def _words(spec: RunSpec, asked: Path, out: Path) -> list[str]:
+def _waited(process: subprocess.Popen[bytes], folder: Path, limit_s: float) -> int | None:
+    """Return the world's exit code; None: no rank of it began.
+
+    Raises:
+        subprocess.TimeoutExpired: it was not done in time.
+    """
+    begin_s = min(launching.BEGIN_S, limit_s)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(begin_s)
+    return process.wait(limit_s - begin_s) if launching.begun(folder) else None
+
+
+def _words(spec: RunSpec, asked: Path, out: Path, port: int) -> list[str]:
     target = ["-m", "harness.counts.rank", str(asked), str(out)]
-    return local.torchrun(spec, target, local.free_port(), log_dir=out / "torchrun")
+    return local.torchrun(spec, target, port, log_dir=out / "torchrun")
 
 
 def _read(jobs: Sequence[Job], folder: Path, code: int, log: Path) -> list[Measured]:

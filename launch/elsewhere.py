@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import user_path
+from harness import launching, user_path
 from harness.errors import OptbenchError
 from harness.store import Store
 
@@ -59,7 +59,7 @@ def _settings(path: Path | None) -> dict[str, str]:
     found = path or Path(__file__).resolve().parents[1]
     rest = os.environ.get("PYTHONPATH")
     return {
-        **os.environ,
+        **launching.clean(os.environ),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(found), rest])),
         user_path.VARIABLE: os.environ.get(user_path.VARIABLE) or str(Path.cwd()),
     }

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import user_path
+from harness import launching, user_path
 from harness.errors import NO_SPACE_EXIT_CODE, OptbenchError
 from harness.rankfile import read_rank_file
 from launch import memory_kills, processes
@@ -97,13 +97,13 @@ def command(spec: RunSpec, target: Sequence[str], port: int | None, log_dir: Pat
 
 
 def environment(spec: RunSpec, run_id: str, base: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a world's processes.
+    """Return the environment of a world's processes: without what steers other launchers (`harness.launching`).
 
     The user's folder is appended to the import path by the ranks; PYTHONSAFEPATH keeps it off the front.
     """
     threads = str(spec.threads or 1)
     settings = {
-        **base,
+        **launching.clean(base),
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         user_path.VARIABLE: base.get(user_path.VARIABLE) or str(Path.cwd()),
@@ -184,7 +184,8 @@ def run(
         if taken is not None:
             return Ended("failed", taken)
     place = folder.absolute()
-    words = command(spec, ["--prepared", str(place)], master_port or free_port(), place / "log" / "torchrun")
+    port = master_port or free_port()
+    words = command(spec, ["--prepared", str(place)], port, place / "log" / "torchrun")
     log = folder / "log" / "torchrun.log"
     kills_before = memory_kills.count()
     settings = environment(spec, folder.name, os.environ)
@@ -195,12 +196,17 @@ def run(
             process = processes.start(words, settings, log)
             stack.enter_context(processes.guarded(folder.name))
             code = _watch(process, spec, folder, progress)
+            never = code is None and not _begun(folder)
         finally:
             try:
                 processes.end(folder.name, process)
             except KeyboardInterrupt:
                 processes.end(folder.name, process)
                 raise
+    if never:
+        outcome: Outcome = "timed_out" if spec.timeout_s <= launching.BEGIN_S else "failed"
+        where = f"127.0.0.1:{port}"
+        return Ended(outcome, launching.not_begun(_patience_s(spec), where, os.environ, log, kept=True))
     if code is None:
         return Ended(
             "timed_out",
@@ -213,8 +219,9 @@ def run(
 def _watch(
     process: subprocess.Popen[bytes], spec: RunSpec, folder: Path, progress: Callable[[int], None]
 ) -> int | None:
-    """Return torchrun's exit code, or None at the time limit, once the stacks were written."""
-    deadline = time.monotonic() + spec.timeout_s
+    """Return torchrun's exit code; None at the time limit, or once a rank should have begun and none has."""
+    started = time.monotonic()
+    deadline, begin_by = started + spec.timeout_s, started + _patience_s(spec)
     seen, offset = 0, 0
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -223,10 +230,20 @@ def _watch(
         if steps > seen:
             seen = steps
             progress(seen)
+        if time.monotonic() >= min(deadline, begin_by) and not _begun(folder):
+            return None
         if time.monotonic() >= deadline:
             pids = [p.pid for p in processes.of_run(folder.name)]
             processes.dump_stacks(_ranks_among(pids, process.pid))
             return None
+
+
+def _patience_s(spec: RunSpec) -> float:
+    return min(launching.BEGIN_S, spec.timeout_s)
+
+
+def _begun(folder: Path) -> bool:
+    return any(folder.glob("rank-*.jsonl"))
 
 
 def _steps_done(rank_file: Path, offset: int) -> tuple[int, int]:

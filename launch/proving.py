@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import launching
 from harness.verification.certificate import Certificate
 from launch import local, processes
 
@@ -79,14 +80,15 @@ def _lines(jobs: Sequence[Job], quiet_s: float) -> Iterator[dict[str, Any]]:
         asked.write_text(json.dumps([job.model_dump(mode="json") for job in jobs]), encoding="utf-8")
         out.touch()
         marker = f"proofs-{secrets.token_hex(8)}"
-        settings = local.environment(jobs[0].spec, marker, os.environ)
-        process = processes.start(_words(jobs[0], asked, out, Path(folder)), settings, log)
+        settings = local.environment(jobs[0].spec, marker, os.environ) | {launching.BEGUN: folder}
+        port = local.free_port()
+        process = processes.start(_words(jobs[0], asked, out, Path(folder), port), settings, log)
         told = 0
         told_why = False
         try:
             with processes.guarded(marker):
                 code: int | None = None
-                for line in _watched(process, out, quiet_s):
+                for line in _watched(process, out, quiet_s, Path(folder)):
                     told += 1
                     told_why = line["outcome"] == "failed"
                     yield line
@@ -95,19 +97,24 @@ def _lines(jobs: Sequence[Job], quiet_s: float) -> Iterator[dict[str, Any]]:
             processes.end(marker, process)
         # A world ends after a proof that failed, of which it has told; the next job has no part in that.
         if told < len(jobs) and not told_why:
-            yield {"outcome": "failed", "reason": _ended(code, log, quiet_s)}
+            begun = code is not None or launching.begun(Path(folder))
+            never = launching.not_begun(min(launching.BEGIN_S, quiet_s), f"127.0.0.1:{port}", os.environ, log)
+            yield {"outcome": "failed", "reason": _ended(code, log, quiet_s) if begun else never}
 
 
-def _words(job: Job, asked: Path, out: Path, folder: Path) -> list[str]:
+def _words(job: Job, asked: Path, out: Path, folder: Path, port: int) -> list[str]:
     if job.spec.strategy == "single":
         return [sys.executable, "-m", "harness.verification.prove", str(asked), str(out)]
     target = ["-m", "harness.verification.world", str(asked), str(out)]
-    return local.torchrun(job.spec, target, local.free_port(), log_dir=folder / "torchrun")
+    return local.torchrun(job.spec, target, port, log_dir=folder / "torchrun")
 
 
-def _watched(process: subprocess.Popen[bytes], out: Path, quiet_s: float) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a growing file until the process has ended or written nothing for too long."""
+def _watched(
+    process: subprocess.Popen[bytes], out: Path, quiet_s: float, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a growing file until the process has ended, or has not begun or written for too long."""
     offset, last = 0, time.monotonic()
+    begin_by = last + launching.BEGIN_S
     while True:
         ended = process.poll() is not None
         with out.open("rb") as file:
@@ -118,6 +125,8 @@ def _watched(process: subprocess.Popen[bytes], out: Path, quiet_s: float) -> Ite
         if whole:
             offset, last = offset + len(whole) + 1, time.monotonic()
         if ended or time.monotonic() - last > quiet_s:
+            return
+        if time.monotonic() > begin_by and not launching.begun(folder):
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(POLL_S)

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 
-from harness import contract, user_path
+from harness import contract
+from harness import world as ranks
 from harness.counts.compiling import Compilations
 from harness.counts.model import Job, RankResult
 from harness.counts.profiling import profiled
 from harness.counts.sampling import long_run
-from harness.interfaces import DataShard, World
+from harness.interfaces import DataShard
 from harness.leaving import leave_world
 from harness.loop import on_device
 from harness.registry import OPTIMIZERS, WORKLOADS, strategy
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from harness.counts.model import RankCounts
-    from harness.interfaces import Engine, Workload
+    from harness.interfaces import Engine, Workload, World
     from harness.spec import RunSpec
 
 WARM_UP = 6
@@ -54,39 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("jobs", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args(arguments)
-    user_path.extend()
+    ranks.begin()
     jobs = [Job.model_validate(each) for each in json.loads(options.jobs.read_text(encoding="utf-8"))]
     gc.freeze()  # what imports made stays: no look at what is alive, and no collection, needs to walk it
     for job in jobs:
         try:
-            result = counted(job, joined(job.spec))
+            result = counted(job, ranks.enter(job.spec))
         except Exception:  # noqa: BLE001  # whatever the code under test raises: the log tells
             traceback.print_exc()
             time.sleep(LAST_WORD_S)
             return 1
-        path = options.out / f"rank-{os.environ.get('RANK', '0')}.jsonl"
+        path = options.out / f"rank-{ranks.number('RANK', 0)}.jsonl"
         with path.open("a", encoding="utf-8") as lines:
             print(result.model_dump_json(), file=lines, flush=True)
     leave_world()
     return 0
-
-
-def joined(spec: RunSpec) -> World:
-    """Find this rank's device and join the others, unless the strategy is for one rank."""
-    rank, size, local = (
-        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
-    device = torch.device("cpu")
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if spec.device == "accelerator" and found is not None:
-        torch.accelerator.set_device_index(local)
-        device = torch.device(found.type, local)
-    if strategy(spec.strategy).one_rank:
-        return World(0, 1, local, device, None)
-    backend = dist.get_default_backend_for_device(device)
-    if not dist.is_initialized():
-        dist.init_process_group(backend, device_id=device if device.type != "cpu" else None)
-    return World(rank, size, local, device, backend)
 
 
 def counted(job: Job, world: World) -> RankResult:
@@ -96,10 +78,7 @@ def counted(job: Job, world: World) -> RankResult:
         Exception: whatever workload, strategy or optimizer raises.
     """
     spec = job.spec
-    torch.set_num_threads(spec.threads or 1)
     seed_generators(spec.seed)
-    tf32 = spec.precision == "tf32"
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # what an earlier job of this process compiled must not count
     before, compilations = set(sys.modules), Compilations()

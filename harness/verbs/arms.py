@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness import launching
 from harness.comparison.model import Arm
 from harness.errors import InvalidInputError, Problem, gathered, refuse
 from harness.gating.file import duration, fraction
@@ -360,6 +361,9 @@ def _wrong_places(where: str, fields: Mapping[str, Any]) -> Iterator[Problem]:
     for name, value in env.items():
         if not name or not {"=", "\0"}.isdisjoint(name):
             yield Problem(f"{where}.env", f"{name!r} is no name of a variable", "use letters, digits and _")
+        elif launching.steers(name):
+            what = "steers the launcher, which optbench sets up itself"
+            yield Problem(f"{where}.env.{name}", what, "leave it out; world_size sets the number of ranks")
         elif not isinstance(value, str) or "\0" in value:
             yield Problem(f"{where}.env.{name}", f"expected a string, found {value!r}", f'write {name} = "…"')
 

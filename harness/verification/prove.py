@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import user_path
+from harness import world as ranks
 from harness.errors import OptbenchError, UnsupportedError
 from harness.garbage import collection_paused
 from harness.registry import OPTIMIZERS
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("jobs", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args(arguments)
-    user_path.extend()
+    ranks.begin()
     with collection_paused():
         import torch
         import torch._dynamo  # torch.optim's constructors import it
@@ -60,6 +60,7 @@ def proved(job: Job) -> Certificate:
     try:
         from harness.verification.plain import trials
 
+        ranks.arithmetic(spec)
         if optimizer.traits.compiled:
             _compile_as_alone()
 

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 
-from harness import user_path
+from harness import world as ranks
 from harness.errors import OptbenchError, UnsupportedError
 from harness.interfaces import World
 from harness.registry import OPTIMIZERS, strategy
@@ -47,12 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("jobs", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args(arguments)
-    user_path.extend()
+    ranks.begin()
     torch.set_num_threads(1)
     jobs = [Job.model_validate(each) for each in json.loads(options.jobs.read_text(encoding="utf-8"))]
-    world = joined(jobs[0].spec.device) if jobs else None
+    if not jobs:
+        return 0
+    world = ranks.join(jobs[0].spec.device, timeout=timedelta(seconds=HANG_S))
     for job in jobs:
-        assert world is not None, "there are jobs"
         made = proved(job, world)
         if world.rank == 0:
             with options.out.open("a", encoding="utf-8") as lines:
@@ -63,21 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1  # perhaps this rank alone, and the others wait in a collective: the next needs a new world
         gc.collect()
     return 0
-
-
-def joined(device: str | None) -> World:
-    """Join the other ranks that torchrun started, each on its device."""
-    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    place = torch.device("cpu")
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if device == "accelerator" and found is not None:
-        torch.accelerator.set_device_index(local)
-        place = torch.device(found.type, local)
-    backend = dist.get_default_backend_for_device(place)
-    dist.init_process_group(
-        backend, timeout=timedelta(seconds=HANG_S), device_id=place if place.type != "cpu" else None
-    )
-    return World(rank, size, local, place, backend)
 
 
 def proved(job: Job, world: World) -> Certificate:
@@ -91,9 +76,10 @@ def proved(job: Job, world: World) -> Certificate:
         torch.compiler.reset()  # a run has a process of its own: what was compiled before must not count
     try:
         held_to = reference(optimizer.traits.algorithm, job.like)
+        ranks.arithmetic(job.spec)
         alone = strategy(job.spec.strategy).one_rank
-        ranks = World(0, 1, 0, world.device, None) if alone else world
-        checks, cause = trials(optimizer, job.spec, ranks, held_to)
+        mine = World(0, 1, 0, world.device, None) if alone else world
+        checks, cause = trials(optimizer, job.spec, mine, held_to)
         outcome, reason = verdict(checks)
     except UnsupportedError as error:
         outcome, reason = "unsupported", str(error)
