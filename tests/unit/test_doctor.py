@@ -98,7 +98,7 @@ def test_a_world_that_cannot_start_is_told_with_its_reason():
 
 def test_a_world_that_hangs_is_ended_at_its_limit():
     before = set(psutil.Process().children(recursive=True))
-    assert links.measure(a_machine(), limit_s=1.0).reason == "not done after 1 s"
+    assert "no rank began within 1 s" in links.measure(a_machine(), limit_s=1.0).reason
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
