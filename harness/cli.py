@@ -333,40 +333,25 @@ for verb in (cli_comparisons.compare, cli_comparisons.gate, cli_comparisons.self
 def show(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN|SWEEP]", help="An id, its beginning, or latest; default: list all."),
+        typer.Argument(
+            metavar="[ID]", help="Any id that was printed, its beginning, or latest; default: list all."
+        ),
     ] = None,
     results: options.Results = Path("results"),
     as_json: options.Json = False,
 ) -> None:
-    """Show a run with all its metrics, a sweep's table, or the list of runs."""
-    from harness.reports.standing import results_of
-    from harness.reports.table import render
+    """Show a run with all its metrics, a sweep's table, a comparison, a certificate; or list what there is."""
     from harness.store import Store
-    from harness.verbs import showing, training
+    from harness.verbs import contents, showing
 
     store = Store(results)
     store.check_readable()
-    if name is None:
-        rows = store.runs()
-        if as_json:
-            print_json({"runs": [row.model_dump(mode="json") for row in rows]})
-        else:
-            output.print(showing.runs(rows, results))
-        return
-    if name.startswith("sweep-"):
-        from harness.checks.curves import parted
-
-        records = training.records(store, name)
-        if as_json:
-            print_json({"runs": [r.model_dump(mode="json") for r in records], "notes": parted(records)})
-        else:
-            output.print(render(records))
-        return
-    record = results_of(store.read(name))
-    if as_json:
-        print_json(record.model_dump(mode="json"))
+    if name is not None:
+        showing.show(store, store.resolve_any(name), as_json=as_json)
+    elif as_json:
+        print_json(contents.document(store))
     else:
-        output.print(showing.run(record))
+        output.print(contents.render(store), crop=False)
 
 
 if __name__ == "__main__":

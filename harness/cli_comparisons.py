@@ -103,7 +103,7 @@ def compare(
             compared.refuse_idle("--from", {**idle, "--arm": arms, " ".join(words or []): words})
         refuse(problems)
         name, comparison = comparing.load(store, stored)
-        raise typer.Exit(compared.show_stored(name, comparison, markdown, svg, as_json=as_json))
+        raise typer.Exit(compared.show_stored(name, comparison, store, markdown, svg, as_json=as_json))
     if not live:
         with gathered(problems):
             compared.refuse_idle("stored runs", {**idle, "--svg": svg})
@@ -142,7 +142,7 @@ def compare(
         kept=kept.keep,
     )
     kept.keep(comparison)
-    raise typer.Exit(compared.show(kept, comparison, markdown, svg, as_json=as_json))
+    raise typer.Exit(compared.show(kept, comparison, store, markdown, svg, as_json=as_json))
 
 
 def gate(

@@ -7,6 +7,7 @@ worth, so that their times are shown and judge nothing. Bytes, counts and losses
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from harness.checks.curves import parting
 from harness.likeness import TASK, Difference, differences, table
 from harness.pairing import read
+from harness.spec import OPTION_TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,6 +34,24 @@ TRAINING = (
     *TASK,
 )
 """Fields that make two runs of one algorithm the same training: their losses are one curve."""
+
+OPTIONS = {
+    "workload": "--workload",
+    "size": "--size",
+    "strategy": "--strategy",
+    "precision": "--precision",
+    "world_size": "--nproc",
+    "device": "--device",
+    "lr": "--lr",
+    "seed": "--seed",
+}
+"""Fields that ``optbench compare`` has an option for."""
+
+WORLD = ("workload", "global_batch", "device")
+"""Fields that the arms of a live comparison share."""
+
+SETTINGS = ("data", "global_batch", "accumulation", "threads", "schedule", "clip_norm")
+"""Fields that a live comparison takes by ``--set``."""
 
 EXACT = {
     *("parameter_bytes", "gradient_bytes", "master_weight_bytes", "optimizer_state_bytes", "buffer_bytes"),
@@ -108,6 +128,10 @@ class StoredPair(_Frozen):
     """Why losses are not compared."""
     timed: tuple[Timed, ...] = ()
     """Evidence of nothing: see ``SITTINGS``."""
+    live: tuple[str, ...] | None = None
+    """Words of ``optbench`` that time both in one sitting. None: a file of arms says it, no command line does;
+    empty: nothing does.
+    """
 
     @property
     def unlike(self) -> tuple[Difference, ...]:
@@ -166,7 +190,35 @@ def _pair(a: RunRecord, b: RunRecord) -> StoredPair:
         losses=_losses(a, b) if unlike is None else None,
         losses_unlike=unlike,
         timed=tuple(_timed(a, b)),
+        live=_live(a, b),
     )
+
+
+def _live(a: RunRecord, b: RunRecord) -> tuple[str, ...] | None:
+    """Return the words of a live comparison.
+
+    None where the runs differ in more than the optimizer's name; none where their arms could not be compared.
+    """
+    if any(a.spec.get(field) != b.spec.get(field) for field in WORLD):
+        return ()
+    if any(a.spec.get(field) != b.spec.get(field) for field in (*OPTIONS, *SETTINGS, *OPTION_TABLES.values())):
+        return None
+    words = [word for record in (a, b) for word in ("--arm", str(record.spec.get("optimizer")))]
+    for field, option in OPTIONS.items():
+        if a.spec.get(field) is not None:
+            words += [option, str(a.spec[field])]
+    tables = {field: {field: a.spec.get(field)} for field in SETTINGS}
+    tables |= {head: _inside(head, a.spec.get(name)) for head, name in OPTION_TABLES.items()}
+    for key, value in ((key, value) for each in tables.values() for key, value in each.items()):
+        if isinstance(value, dict):
+            return None
+        if value is not None:
+            words += ["--set", f"{key}={json.dumps(value)}"]
+    return ("compare", *words)
+
+
+def _inside(head: str, options: JsonValue) -> dict[str, JsonValue]:
+    return {f"{head}.{key}": value for key, value in options.items()} if isinstance(options, dict) else {}
 
 
 def _side(record: RunRecord) -> Side:

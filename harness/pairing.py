@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import InvalidInputError, Problem
+from harness.invocation import command
 from harness.record import RunRecord
 from harness.run_ids import COMPARISON_ID, RUN_ID, SWEEP_ID
 
@@ -44,7 +45,7 @@ def read(words: Sequence[str], store: Store) -> list[Couple]:
     """
     for word in words:
         if COMPARISON_ID.fullmatch(word):
-            remedy = f"show it again: optbench compare --from {word}"
+            remedy = f"show it again: {command('compare', '--from', word, results=store.root)}"
             raise InvalidInputError([Problem(word, "is a comparison, not a run", remedy)])
     if len(words) < 2:
         what = "is one run: two are compared" if words else "names nothing to compare"

@@ -19,6 +19,9 @@ DIGITS = "0123456789abcdefghijklmnopqrstuv"
 RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-z]{10,40}")
 SWEEP_ID = re.compile(r"sweep-[0-9]{8}T[0-9]{6}-[0-9a-z]{10,40}")
 COMPARISON_ID = re.compile(r"comparison-[0-9]{8}T[0-9]{6}-[0-9a-z]{10,40}")
+ANY_ID = re.compile(r"(?:([a-z][a-z-]*)-)?([0-9]{8}T[0-9]{6}-[0-9a-z]{10,40})")
+"""Of whatever a store holds: its kind, nothing for a run, and the part that sorts by time."""
+
 LATEST = "latest"
 
 
@@ -32,11 +35,24 @@ def _digits(value: int, count: int) -> str:
     return "".join(DIGITS[value >> 5 * place & 31] for place in reversed(range(count)))
 
 
+def kind_of(any_id: str) -> str:
+    """Return the kind of what has this id, the word before it, ``sweep`` say; without a word it is a ``run``."""
+    found = ANY_ID.fullmatch(any_id)
+    return (found and found[1]) or "run"
+
+
+def without_kind(any_id: str) -> str:
+    """Return the part of an id that sorts by time."""
+    found = ANY_ID.fullmatch(any_id)
+    return found[2] if found else any_id
+
+
 def match_id(word: str, ids: Sequence[str], kind: str) -> str:
     """Return the one id that a user's word means.
 
     Args:
-        word: an id, the beginning of one (of all of it, or of its random part), or ``latest``.
+        word: an id, the beginning of one, or ``latest``. The beginning of a whole id goes before that of one
+            without its kind, and that before one of the random part alone.
         ids: those there are, oldest first.
         kind: run or sweep, for messages.
 
@@ -45,7 +61,9 @@ def match_id(word: str, ids: Sequence[str], kind: str) -> str:
     """
     if word == LATEST and ids:
         return ids[-1]
-    found = [each for each in ids if word and (each.startswith(word) or each.rpartition("-")[2].startswith(word))]
+    parts = (lambda each: each, without_kind, lambda each: each.rpartition("-")[2])
+    tiers = ([each for each in ids if word and part(each).startswith(word)] for part in parts)
+    found = next(filter(None, tiers), [])
     if len(found) == 1 or word in found:
         return word if word in found else found[0]
     if not ids:
@@ -53,6 +71,7 @@ def match_id(word: str, ids: Sequence[str], kind: str) -> str:
     if not found:
         raise InvalidInputError([Problem(word, f"no {kind} has this id", suggest(word, [*ids[-5:], LATEST]))])
     shown = ", ".join(found[:4]) + (" …" if len(found) > 4 else "")
+    several = "ids" if " " in kind else f"{kind}s"
     raise InvalidInputError(
-        [Problem(word, f"{len(found)} {kind}s begin like this", f"write more of one: {shown}")]
+        [Problem(word, f"{len(found)} {several} begin like this", f"write more of one: {shown}")]
     )

@@ -21,7 +21,7 @@ from harness.index import RunRow, load_rows, row_from_manifest, row_of, stamp, s
 from harness.manifest import MANIFEST, read_manifest, read_sealed, write_manifest
 from harness.rankfile import Line, RankFile, RankWriter, read_rank_file
 from harness.record import SCHEMA_VERSION, RunRecord
-from harness.run_ids import RUN_ID, SWEEP_ID, match_id, new_id
+from harness.run_ids import ANY_ID, RUN_ID, SWEEP_ID, match_id, new_id, without_kind
 from harness.sealed import encode, seal, write_atomically
 from harness.summary import read_spec, summarise
 from harness.sweeplog import SweepLog, SweepRecord, read_sweep_folder, write_sweep
@@ -197,6 +197,36 @@ class Store:
         self.check_readable()
         return match_id(word, self.run_ids(), "run")
 
+    def resolve_any(self, word: str) -> str:
+        """Return the id of what a user's word means, whatever its kind: see `harness.run_ids.kind_of`.
+
+        Args:
+            word: an id, a unique beginning of one, or ``latest``, the newest of all kinds.
+
+        Raises:
+            InvalidInputError: none or several match, or there is no such store.
+        """
+        self.check_readable()
+        return match_id(word, self.every_id(), "run, sweep, comparison or certificate")
+
+    def every_id(self) -> list[str]:
+        """Return the ids of all that the store holds, oldest first."""
+        return sorted(self._ids(ANY_ID), key=without_kind)
+
+    def document(self, name: str) -> dict[str, Any]:
+        """Return what `new_document` wrote under a name.
+
+        Raises:
+            CorruptFileError: it is missing or damaged; the message names the file.
+        """
+        path = self.root / name / MANIFEST
+        try:
+            document = read_sealed(path)
+        except FileNotFoundError:
+            raise CorruptFileError(f"{path}: is missing, so that there is nothing to show") from None
+        document.pop("schema_version", None)
+        return document
+
     def run_ids(self) -> list[str]:
         """Return the ids of all runs, oldest first."""
         return self._ids(RUN_ID)
@@ -349,9 +379,12 @@ class Store:
         """
         for name in reversed(self._ids(re.compile(re.escape(kind) + "-" + RUN_ID.pattern))):
             with contextlib.suppress(CorruptFileError, OSError):
-                document = read_sealed(self.root / name / MANIFEST)
-                document.pop("schema_version", None)
-                yield name, document
+                yield name, self.document(name)
+
+    def sweep_is_running(self, sweep_id: str) -> bool:
+        """Whether a process works on a sweep now."""
+        with unclaimed(self.root / sweep_id) as free:
+            return not free
 
     def resolve_sweep(self, word: str) -> str:
         """Return the id of the sweep that a user's word means: an id, a unique beginning, or ``latest``.

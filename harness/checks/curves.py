@@ -7,8 +7,11 @@ import math
 import statistics
 from typing import TYPE_CHECKING, Any
 
+from harness.invocation import command
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from harness.record import RunRecord
 
@@ -35,17 +38,21 @@ SAME = (
 """Fields of a spec that two runs must share to be compared."""
 
 
-def parted(records: Sequence[RunRecord]) -> list[str]:
+def parted(records: Sequence[RunRecord], results: Path | None = None) -> list[str]:
     """Return a note for each set of runs that should have one loss curve and have several.
 
     Args:
         records: of a sweep, in any order; only completed runs with curves are compared.
+        results: the store that they are in; None: no matter.
+
+    Returns:
+        Notes of two lines, the second of which is the command that tells which run is wrong.
     """
     alike: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in records:
         if record.outcome == "completed" and _curve(record):
             alike.setdefault(_identity(record), []).append(record)
-    return [note for members in alike.values() for note in _notes(members)]
+    return [note for members in alike.values() for note in _notes(members, results)]
 
 
 def parting(one: RunRecord, other: RunRecord) -> int | None:
@@ -90,7 +97,7 @@ def _apart(left: float | None, right: float | None, least: float) -> float:
     return apart / max(abs(left), abs(right), least, 1e-30) if math.isfinite(apart) else math.inf
 
 
-def _notes(members: Sequence[RunRecord]) -> list[str]:
+def _notes(members: Sequence[RunRecord], results: Path | None) -> list[str]:
     """Name every run that parted, those that stayed together in one breath."""
     bunches: list[list[RunRecord]] = []
     for record in members:
@@ -101,19 +108,21 @@ def _notes(members: Sequence[RunRecord]) -> list[str]:
         else:
             bunches.append([record])
     return [
-        _note(one, other, step)
+        _note(one, other, step, results)
         for one, other in itertools.combinations(bunches, 2)
         if _comparable(one[0], other[0]) and (step := parting(one[0], other[0])) is not None
     ]
 
 
-def _note(one: Sequence[RunRecord], other: Sequence[RunRecord], step: int) -> str:
+def _note(one: Sequence[RunRecord], other: Sequence[RunRecord], step: int, results: Path | None) -> str:
     left, right = (_curve(bunch[0])[step - 1] for bunch in (one, other))
+    each = dict.fromkeys(str(record.spec.get("optimizer")) for record in (*one, *other))
+    words = [word for name in each for word in ("--optimizer", name)]
     names = [", ".join(dict.fromkeys(str(r.spec.get("optimizer")) for r in bunch)) for bunch in (one, other)]
     return (
         f"losses of one algorithm part in step {step}: {names[0]} {left:.6g}, {names[1]} {right:.6g} "
-        f"({one[0].spec.get('workload')}, {one[0].spec.get('strategy')}); one of them computes something else: "
-        f"optbench verify {' '.join(f'--optimizer {name}' for name in ', '.join(names).split(', '))}"
+        f"({one[0].spec.get('workload')}, {one[0].spec.get('strategy')}); one of them computes something else; "
+        f"what tells which:\n{command('verify', *words, results=results)}"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.text import Text
+
 ASCII = {"…": "...", "≥": ">=", "≤": "<=", "×": "x", "±": "+-", "–": "-", "—": "-", "’": "'"}  # noqa: RUF001  # these are what is replaced
 """What our own sentences use, spelled for an output that knows ASCII alone."""
 
@@ -15,6 +17,11 @@ def printable(text: str, longest: int | None = None) -> str:
     """
     line = "".join(each if each.isprintable() else _escaped(each) for each in text)
     return line if longest is None or len(line) <= longest else f"{line[: longest - 1]}…"
+
+
+def copied(line: str, style: str = "") -> Text:
+    """Return a line to be copied, which is never broken; the console must not crop either."""
+    return Text(printable(line), style=style, no_wrap=True, overflow="ignore")
 
 
 def encodable(text: str, encoding: str) -> str:

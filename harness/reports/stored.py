@@ -9,13 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.compare import SITTINGS
+from harness.invocation import command
 from harness.reports import quantities
 from harness.reports.encoded import Encoded
-from harness.reports.printable import printable
+from harness.reports.printable import copied, printable
 from harness.reports.words import label, times
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from pydantic import JsonValue
 
@@ -30,7 +32,7 @@ BESIDE = (
     *("rss_peak_bytes", "peak_allocated_bytes"),
 )
 
-LIVE = "For evidence run both in one sitting: optbench compare {words}"
+LIVE = "For evidence time both in one sitting"
 
 MOST_ROWS = 24
 """Counts of a pair in the table; ``--json`` has them all."""
@@ -38,11 +40,16 @@ MOST_ROWS = 24
 LONGEST = 300
 
 
-def render(found: StoredComparison) -> RenderableType:
-    """Return every pair, then the runs without a partner."""
+def render(found: StoredComparison, results: Path | None = None) -> RenderableType:
+    """Return every pair, then the runs without a partner.
+
+    Args:
+        found: what to show.
+        results: the store in use; None: no matter.
+    """
     parts: list[RenderableType] = []
     for pair in found.pairs:
-        parts += [*_pair(pair), Text("")]
+        parts += [*_pair(pair, results), Text("")]
     for side in found.alone:
         reason = f": {printable(side.reason, LONGEST)}" if side.reason and side.outcome != "completed" else ""
         parts.append(Text(f"no partner: {_named(side)} {side.outcome.replace('_', ' ')}{reason}", style="yellow"))
@@ -76,7 +83,7 @@ def document(found: StoredComparison) -> dict[str, Any]:
     }
 
 
-def _pair(pair: StoredPair) -> list[RenderableType]:
+def _pair(pair: StoredPair, results: Path | None) -> list[RenderableType]:
     parts: list[RenderableType] = [
         Text(f"A  {_named(pair.a)}", style="bold"),
         Text(f"B  {_named(pair.b)}", style="bold"),
@@ -90,7 +97,7 @@ def _pair(pair: StoredPair) -> list[RenderableType]:
     parts += _differences("They differ in", told, "")
     parts += _differences("Unlike conditions", list(pair.unlike), "yellow")
     if pair.refused is None:
-        parts += [*_exact(pair), *_losses(pair), *_times(pair)]
+        parts += [*_exact(pair), *_losses(pair), *_times(pair, results)]
     return parts
 
 
@@ -161,7 +168,7 @@ def told(losses: Losses) -> tuple[str, str]:
     return f"{differ}; part in step {losses.parted_at}, which rounding does not explain", "red"
 
 
-def _times(pair: StoredPair) -> list[RenderableType]:
+def _times(pair: StoredPair, results: Path | None) -> list[RenderableType]:
     known = shown_times(pair)
     if not known:
         return []
@@ -169,9 +176,10 @@ def _times(pair: StoredPair) -> list[RenderableType]:
     for each in known:
         cells = [quantity(each, each.a), quantity(each, each.b), times(each.ratio)]
         table.add_row(*(Text(cell, style="dim") for cell in (f"  {metric_label(each.name)}", *cells)))
-    names = [printable(side.name, 60) for side in (pair.a, pair.b)]
-    words = f"--arm {names[0]} --arm {names[1]}" if names[0] != names[1] else "FILE.toml"
-    return [table, Text(LIVE.format(words=words), style="dim")]
+    if pair.live:
+        again = copied(f"  {command(*pair.live, results=results)}", style="dim")
+        return [table, Text(f"{LIVE}:", style="dim"), again]
+    return [table, *([Text(f"{LIVE}: write a file of arms", style="dim")] if pair.live is None else [])]
 
 
 def shown_times(pair: StoredPair) -> list[Timed]:

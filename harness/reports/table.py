@@ -11,10 +11,11 @@ from rich.text import Text
 
 from harness.checks.curves import parted
 from harness.reports import ledger, quantities
-from harness.reports.printable import printable
+from harness.reports.printable import copied, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from harness.record import RunRecord
 
@@ -29,12 +30,19 @@ SHORT_OUTCOME = {"unsupported": "unsupp.", "timed_out": "timed out", "out_of_mem
 SHORT = {"validation_loss": "val loss", "validation_accuracy": "val acc", "validation_auc": "val auc"}
 
 
-def render(records: Sequence[RunRecord]) -> RenderableType:
-    """Return one table a group (workload, size, strategy, ranks, precision, batch), in the order given."""
+def render(records: Sequence[RunRecord], results: Path | None = None) -> RenderableType:
+    """Return one table a group (workload, size, strategy, ranks, precision, batch), in the order given.
+
+    Args:
+        records: of the runs.
+        results: the store that they are in; None: no matter.
+    """
     parts: list[RenderableType] = []
     for members in grouped(records):
         parts += [_heading(members[0]), _table(members), *_notes(members), Text("")]
-    parts += [Text(f"  {note}", style="red") for note in parted(records)]
+    for note in parted(records, results):
+        words, _, again = note.partition("\n")
+        parts += [Text(f"  {words}", style="red"), copied(f"    {again}", style="red")]
     if any(record.outcome == "completed" for record in records):
         parts.append(Text(CAUTION, style="dim"))
     return Group(*parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.errors import InvalidInputError, Problem
+from harness.invocation import command
 from harness.verbs.console import (
     DONE,
     FAILED,
@@ -14,7 +15,6 @@ from harness.verbs.console import (
     errors,
     output,
     print_json,
-    program,
 )
 
 if TYPE_CHECKING:
@@ -44,13 +44,15 @@ def refuse_idle(beside: str, given: Mapping[str, object]) -> None:
         raise InvalidInputError(problems)
 
 
-def show(kept: Kept, comparison: Comparison, markdown: Path | None, svg: Path | None, *, as_json: bool) -> int:
+def show(
+    kept: Kept, comparison: Comparison, store: Store, markdown: Path | None, svg: Path | None, *, as_json: bool
+) -> int:
     """Print what came of a live comparison that has just ended; return the exit code.
 
     One that could not be stored is shown all the same, from memory.
     """
     name = kept.name if kept.unwritten is None else None
-    code = show_stored(name, comparison, markdown, svg, as_json=as_json)
+    code = show_stored(name, comparison, store, markdown, svg, as_json=as_json)
     if kept.unwritten is None:
         return code
     older = f"; {kept.name} has what was measured before" if kept.name is not None else ""
@@ -59,13 +61,20 @@ def show(kept: Kept, comparison: Comparison, markdown: Path | None, svg: Path | 
 
 
 def show_stored(
-    name: str | None, comparison: Comparison, markdown: Path | None, svg: Path | None, *, as_json: bool
+    name: str | None,
+    comparison: Comparison,
+    store: Store,
+    markdown: Path | None = None,
+    svg: Path | None = None,
+    *,
+    as_json: bool,
 ) -> int:
     """Print what came of a comparison and write the files that were asked for; return the exit code.
 
     Args:
         name: of its folder in the store; None: it is in none.
         comparison: what was measured.
+        store: that it is in.
         markdown: file for a pull request.
         svg: file for the forest plot.
         as_json: print a document instead of the table.
@@ -81,7 +90,8 @@ def show_stored(
         else:
             output.print(report.render(found, comparison))
             if name is not None:
-                for line in (f"Kept as {name}; again:", f"  {program()} compare --from {name}"):
+                again = command("compare", "--from", name, results=store.root)
+                for line in (f"Kept as {name}; again:", f"  {again}"):
                     errors.print(line, style="dim", markup=False, soft_wrap=True)
     finally:  # whoever reads the output may have gone
         written = _write_files(found, comparison, markdown, svg)
@@ -148,7 +158,7 @@ def stored(words: Sequence[str], store: Store, markdown: Path | None, *, as_json
         if as_json:
             print_json(report.document(found))
         else:
-            output.print(report.render(found))
+            output.print(report.render(found, store.root), crop=False)
     finally:
         if markdown is not None:
             written = _write("--markdown", markdown, markdown_stored.markdown(found))

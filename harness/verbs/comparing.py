@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from harness.comparison.model import COMPARISON_VERSION, Arm, Comparison
 from harness.errors import CorruptFileError, InvalidInputError, OptbenchError, Problem
+from harness.invocation import command
 from harness.run_ids import RUN_ID, SWEEP_ID
 
 if TYPE_CHECKING:
@@ -201,9 +202,9 @@ def _not_one(where: str, word: str, matching: Sequence[str], names: Sequence[str
     if matching:
         return Problem(where, f"{len(matching)} comparisons begin so", f"write more of one: {', '.join(matching)}")
     if RUN_ID.fullmatch(word) or SWEEP_ID.fullmatch(word):
-        return Problem(where, "is no comparison", f"optbench show {word} shows it")
+        return Problem(where, "is no comparison", f"show it: {command('show', word, results=store.root)}")
     if not names:
-        remedy = "optbench compare --arm … --arm … makes one; --results names another store"
+        remedy = "compare, with two --arm or more, makes one; --results names another store"
         return Problem(where, f"there is no comparison in {store.root}", remedy)
     return Problem(where, f"no comparison in {store.root} is called so", f"there is {', '.join(names[-3:])}")
 

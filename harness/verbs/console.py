@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -28,14 +25,6 @@ def tell(text: str) -> None:
 def print_json(document: Any) -> None:
     """Print one JSON document and nothing else."""
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
-
-
-def program() -> str:
-    """Return how to start optbench again from here: the quickstart's environment need not be activated."""
-    here, found = Path(sys.argv[0]), shutil.which("optbench")
-    if found is not None and here.exists() and Path(found).samefile(here):
-        return "optbench"
-    return os.path.relpath(here) if here.is_relative_to(Path.cwd()) or not here.is_absolute() else str(here)
 
 
 def exit_code(outcomes: Sequence[str]) -> int:

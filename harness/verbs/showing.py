@@ -1,8 +1,7 @@
-"""What ``optbench show`` prints."""
+"""What ``optbench show ID`` prints."""
 
 from __future__ import annotations
 
-import itertools
 import shlex
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -12,50 +11,90 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from harness.errors import InvalidInputError, Problem
+from harness.invocation import command
 from harness.reports import ledger, quantities
+from harness.reports.printable import copied, printable
+from harness.reports.standing import results_of
+from harness.run_ids import kind_of
+from harness.verbs.console import output, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable
 
     from harness.record import Metric, RunRecord
-    from harness.store import RunRow
-
-RECENT = 50
+    from harness.store import Store
 
 UNWATCHED = "(which operators its step calls is seen from two warm-up steps on)"
 
 
-def runs(rows: Sequence[RunRow], store: Path) -> RenderableType:
-    """Return the latest runs of a store as a table."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for name in ("run", "workload", "optimizer", "strategy", "outcome"):
-        table.add_column(name, overflow="fold", no_wrap=name in {"run", "strategy"})
-    table.add_column("step", justify="right", no_wrap=True)
-    enough = _distinct([row.run_id for row in rows])
-    for row in rows[-RECENT:]:
-        table.add_row(
-            row.run_id[:enough],  # to be copied from one line of 80 columns
-            " ".join(filter(None, (row.workload, row.size))),
-            row.optimizer or "",
-            f"{row.strategy or ''} x{row.world_size or '?'}",
-            row.problem or row.outcome or "running",
-            quantities.seconds(row.step_time_s),
-        )
-    if not rows:
-        return Text(f"No runs in {store}. Start with: optbench run quickstart")
-    left_out = len(rows) - RECENT
-    more = [Text(f"{left_out} earlier runs: optbench show --json lists all.", style="dim")] if left_out > 0 else []
-    return Group(table, *more)
+def show(store: Store, found: str, *, as_json: bool) -> None:
+    """Print what has this id.
+
+    Raises:
+        CorruptFileError: it is damaged; the message names the file.
+        InvalidInputError: it is of a kind that this optbench does not know.
+    """
+    kind = kind_of(found)
+    if kind not in KINDS:
+        what = f"is a {kind}, which this optbench cannot show"
+        raise InvalidInputError([Problem(found, what, f"read {store.root / found}, or upgrade optbench")])
+    KINDS[kind](store, found, as_json=as_json)
 
 
-def _distinct(sorted_ids: Sequence[str], least: int = 20) -> int:
-    """Return how many characters tell each id from all others."""
-    length = least
-    for one, other in itertools.pairwise(sorted_ids):
-        while one[:length] == other[:length] and length < len(one):
-            length += 1
-    return length
+def _run(store: Store, found: str, *, as_json: bool) -> None:
+    record = results_of(store.read(found))
+    if as_json:
+        print_json(record.model_dump(mode="json"))
+    else:
+        output.print(run(record), crop=False)
+
+
+def _sweep(store: Store, found: str, *, as_json: bool) -> None:
+    from harness.checks.curves import parted
+    from harness.reports.table import render
+    from harness.verbs import training
+
+    sweep, records = store.read_sweep(found), training.records(store, found)
+    pending = len(store.pending(sweep))
+    if as_json:
+        runs = [record.model_dump(mode="json") for record in records]
+        told = {"sweep": found, "name": sweep.name, "pending": pending}
+        print_json({**told, "runs": runs, "notes": parted(records, store.root)})
+        return
+    output.print(Text(f"{found}: {printable(sweep.name)}", style="bold"))
+    output.print(render(records, store.root), crop=False)
+    if pending and store.sweep_is_running(found):
+        output.print(f"Still running: {pending} of {len(sweep.specs)} runs to go.")
+    elif pending:
+        again = command("run", "--resume", found, results=store.root)
+        output.print(f"{pending} of {len(sweep.specs)} runs to go. Go on with:")
+        output.print(copied(f"  {again}"), soft_wrap=True)
+
+
+def _comparison(store: Store, found: str, *, as_json: bool) -> None:
+    from harness.verbs import compared, comparing
+
+    compared.show_stored(found, comparing.load(store, found)[1], store, as_json=as_json)
+
+
+def _certificate(store: Store, found: str, *, as_json: bool) -> None:
+    from harness.verbs import verifying
+
+    made = verifying.load(store, found)
+    if as_json:
+        print_json(verifying.one_document(found, made))
+    else:
+        output.print(verifying.page(found, made))
+
+
+KINDS: dict[str, Callable[..., None]] = {
+    "run": _run,
+    "sweep": _sweep,
+    "comparison": _comparison,
+    "certificate": _certificate,
+}
+"""What prints each kind."""
 
 
 def run(record: RunRecord) -> RenderableType:
@@ -70,6 +109,7 @@ def run(record: RunRecord) -> RenderableType:
         *_facts(record),
         *_environment(record),
         *_checks(record),
+        *_verification(record),
         *ledger.render(record),
         *([] if record.outcome == "wrong" else [_metrics(record)]),
         *(Text(note, style="yellow") for note in record.notes),
@@ -100,6 +140,14 @@ def _checks(record: RunRecord) -> list[RenderableType]:
     return [Text(f"checks {told}"), Text("")] if told else []
 
 
+def _verification(record: RunRecord) -> list[RenderableType]:
+    """Return what is proved of its optimizer."""
+    found = record.verification
+    words = [found.get("outcome"), found.get("cause"), found.get("reason"), found.get("certificate")]
+    told = ": ".join(str(each) for each in words if each)
+    return [Text(f"optimizer {printable(told)}"), Text("")] if told else []
+
+
 def _environment(record: RunRecord) -> list[RenderableType]:
     """Return where it ran, in a few lines; the rest is in ``--json``."""
     found = record.environment
@@ -120,7 +168,7 @@ def _environment(record: RunRecord) -> list[RenderableType]:
     ]
     return [
         Text(f"on {found.hardware.get('hostname')}: {', '.join(words)}"),
-        Text(shlex.join(found.command)),
+        copied(shlex.join(found.command)),
         Text(""),
     ]
 

@@ -190,7 +190,8 @@ def _single(given: Mapping[str, Any], fields: Sequence[tuple[tuple[str, ...], Js
     cell: dict[str, Any] = {}
     for path, value in fields:
         cell = override(cell, path, value)
-    name = f"{given.get('workload')} {given.get('optimizer')}"
+    words = [given.get("workload"), given.get("optimizer")]
+    name = " ".join(", ".join(map(str, each)) if isinstance(each, list) else str(each) for each in words)
     try:
         return Sweep(name=name, runs=expand([(COMMAND_LINE, cell)], name_checks()))
     except InvalidInputError as error:

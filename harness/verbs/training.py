@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from harness.verbs.console import FAILED, INTERRUPTED, errors, exit_code, output, print_json, program
+from harness.invocation import command
+from harness.verbs.console import FAILED, INTERRUPTED, errors, exit_code, output, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from pydantic import JsonValue
 
@@ -62,10 +64,11 @@ def run(
         rows = [{"run_id": r.run_id, "outcome": r.outcome, "reason": r.reason} for r in ended]
         from harness.checks.curves import parted
 
-        print_json({"runs": rows, "notes": parted(ended)})
+        print_json({"sweep": log.sweep_id, "runs": rows, "notes": parted(ended, store.root)})
     else:
-        output.print(render(ended))
-        errors.print(_next_words(ended, log.sweep_id, interrupted=interrupted), style="dim", markup=False)
+        output.print(render(ended, store.root), crop=False)
+        again = _next_words(ended, log.sweep_id, store.root, interrupted=interrupted)
+        errors.print(again, style="dim", markup=False)
     return INTERRUPTED if interrupted else exit_code([record.outcome for record in ended])
 
 
@@ -85,10 +88,12 @@ def records(store: Store, sweep_id: str) -> list[RunRecord]:
     ]
 
 
-def _next_words(ended: Sequence[RunRecord], sweep_id: str, *, interrupted: bool) -> str:
+def _next_words(ended: Sequence[RunRecord], sweep_id: str, results: Path, *, interrupted: bool) -> str:
     if interrupted:
-        return f"Interrupted; what is finished is kept. Go on with:\n  {program()} run --resume {sweep_id}"
-    example = next((r.run_id for r in ended if r.outcome == "completed"), "latest")
-    return f"""Everything about one run:  {program()} show {example}
-All optimizers:            {program()} list optimizers
-Your own:                  {program()} run --workload gpt --optimizer my_module:MyOptimizer"""
+        again = command("run", "--resume", sweep_id, results=results)
+        return f"Interrupted; what is finished is kept. Go on with:\n  {again}"
+    example = next((r.run_id for r in ended if r.outcome == "completed"), ended[-1].run_id)
+    return f"""This table again:          {command("show", sweep_id, results=results)}
+Everything about one run:  {command("show", example, results=results)}
+All optimizers:            {command("list", "optimizers")}
+Your own:                  --optimizer package.module:Class, in place of a name"""

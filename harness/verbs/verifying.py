@@ -6,14 +6,16 @@ import functools
 import math
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import ValidationError
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.errors import InvalidInputError, Problem
+from harness.errors import CorruptFileError, InvalidInputError, Problem
 from harness.optimizers.algorithms import ALGORITHMS
 from harness.registry import OPTIMIZERS
+from harness.reports.printable import printable
 from harness.spec import suggest
 from harness.verification import proofs, shelf
 from harness.verification.certificate import Certificate
@@ -197,6 +199,51 @@ def document(found: Sequence[tuple[str, Certificate]]) -> dict[str, JsonValue]:
     }
 
 
+def one_document(name: str, made: Certificate) -> dict[str, JsonValue]:
+    """Return the JSON of one certificate, with the name of its folder (null: not stored)."""
+    return {"id": name or None, **made.model_dump(mode="json", exclude={"version"})}
+
+
+def load(store: Store, name: str) -> Certificate:
+    """Return a stored certificate.
+
+    Raises:
+        CorruptFileError: it is missing or damaged; the message names the file.
+    """
+    document = store.document(name)
+    try:
+        return Certificate.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CorruptFileError(f"{store.root / name}: is no certificate: {place}: {first['msg']}") from error
+
+
+def page(name: str, made: Certificate) -> RenderableType:
+    """Return one certificate with every check, for a terminal."""
+    checks = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    checks.add_column("check", overflow="fold")
+    checks.add_column("verdict", no_wrap=True)
+    for column in ("error", "bound", "step"):
+        checks.add_column(column, justify="right", no_wrap=True)
+    checks.add_column("tensor", overflow="fold")
+    for check in made.checks:
+        checks.add_row(printable(check.name), check.verdict, *(Text(cell) for cell in _worst(check)))
+        if check.detail:
+            checks.add_row(Text(f"  {printable(check.detail)}", style="dim"))
+    subject = ", ".join(f"{key} {value}" for key, value in made.subject.items() if not isinstance(value, dict))
+    parts = [
+        Text(f"{name}: {printable(made.optimizer)}: {made.outcome}", style="bold"),
+        *([Text(f"likely cause: {printable(made.cause)}", style="red")] if made.cause else []),
+        *([Text(printable(made.reason), style="red")] if made.reason else []),
+        Text(f"{made.strategy}, {made.precision}, ranks {made.world_size}, options {made.options or 'default'}"),
+        Text(f"held to: {printable(made.reference or 'no reference; only the checks that need none')}"),
+        *([Text(printable(subject), style="dim")] if subject else []),
+        Text(""),
+    ]
+    return Group(*parts, checks)
+
+
 def table(found: Sequence[tuple[str, Certificate]]) -> RenderableType:
     """Return a row a certificate, and below the table what is wrong and why."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
@@ -226,8 +273,8 @@ def table(found: Sequence[tuple[str, Certificate]]) -> RenderableType:
 def _worst(check: Check | None) -> list[str]:
     if check is None:
         return ["-", "-", "-", ""]
-    step = "-" if check.step is None else str(check.step)
-    return [f"{check.error:.1e}", f"{check.bound:.1e}", step, check.tensor or ""]
+    numbers = ["-" if each is None else f"{each:.1e}" for each in (check.error, check.bound)]
+    return [*numbers, "-" if check.step is None else str(check.step), check.tensor or ""]
 
 
 def _notes(name: str, made: Certificate) -> list[Text]:

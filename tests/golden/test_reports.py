@@ -26,10 +26,15 @@ def text_of(*renderables, width: int = 80) -> str:
     console = Console(width=width, no_color=True, force_terminal=False, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123  # closed below
     try:
         for renderable in renderables:
-            console.print(renderable)
+            console.print(renderable, crop=False)
         return console.export_text()
     finally:
         console.file.close()
+
+
+def width_of(text: str) -> int:
+    """Columns of the widest line, but for commands, which are never broken: they are to be copied."""
+    return max(len(line) for line in text.splitlines() if " optbench " not in line)
 
 
 def matches(name: str, text: str) -> None:

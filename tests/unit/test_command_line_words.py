@@ -12,7 +12,7 @@ import pytest
 from harness.errors import InvalidInputError
 from harness.record import Environment
 from harness.store import RunRow
-from harness.verbs import arms, listing, showing, specs
+from harness.verbs import arms, contents, listing, showing, specs
 from tests.golden.test_reports import RECORDS, text_of
 from tests.unit.test_plan import machine
 
@@ -74,7 +74,7 @@ def test_ids_in_the_list_of_runs_stay_on_one_line_and_are_enough_to_name_a_run()
         RunRow(run_id=f"20261123T0600{second}-aaaa{digits}", outcome="completed", optimizer="adamw/deepspeed-cpu")
         for second, digits in ((10, "b" * 12), (10, "bbc" + "b" * 9), (12, "b" * 12))
     ]
-    lines = text_of(showing.runs(rows, Path("results"))).splitlines()
+    lines = text_of(contents.runs(rows, Path("results"))).splitlines()
     shown = [line.split()[0] for line in lines if line.startswith("2026")]
     assert shown == ["20261123T060010-aaaabbb", "20261123T060010-aaaabbc", "20261123T060012-aaaabbb"]
 

@@ -12,6 +12,10 @@ from harness.errors import OptbenchError
 from harness.sealed import seal
 from harness.spec import RunSpec
 from harness.store import RankWriter, Store
+from harness.verbs import comparing
+from harness.verification import shelf
+from harness.verification.certificate import Certificate, Check
+from tests.unit import comparison_examples as examples
 
 SPECS = tuple(
     RunSpec(workload="gpt", size="nano", optimizer=f"adamw/{kind}", world_size=1, device="cpu", global_batch=8)
@@ -142,7 +146,7 @@ def test_a_folder_without_runs_says_so(results, capsys):
     (results / "notes.txt").write_text("a stranger's")
     (results / "old").mkdir()
     assert optbench("show", "--results", results) == 0
-    assert f"No runs in {results}" in one_line(capsys.readouterr().out)
+    assert f"Nothing in {results} yet" in one_line(capsys.readouterr().out)
     assert optbench("show", "latest", "--results", results) == 2
     assert "holds no run" in capsys.readouterr().err
 
@@ -150,3 +154,101 @@ def test_a_folder_without_runs_says_so(results, capsys):
 def test_a_folder_named_for_comparison_that_is_not_there_is_told_as_one(results, sweep, capsys):
     assert optbench("compare", results, f"{results}-typo") == 2
     assert f"{results}-typo: there is no such folder" in capsys.readouterr().err
+
+
+# What is shown by its id
+
+
+@pytest.fixture
+def held(results, sweep):
+    """A store with something of every kind; return its ids by kind."""
+    sweep_id, runs = sweep
+    store = Store(results)
+    checks = (Check(name="update", verdict="passed", error=1e-6, bound=1e-5, step=3, tensor="small"),)
+    made = Certificate(
+        optimizer="adamw/fused",
+        strategy="single",
+        precision="fp32",
+        reference="adam: a paper",
+        outcome="passed",
+        checks=checks,
+    )
+    certificate = shelf.save(store, made)
+    comparison = comparing.save(store, examples.comparison())
+    return {"run": runs[0], "sweep": sweep_id, "certificate": certificate, "comparison": comparison}
+
+
+TOLD = {
+    "run": "workload=gpt",
+    "sweep": "night",
+    "certificate": "held to: adam: a paper",
+    "comparison": "adamw/fused takes 0.748x the time of adamw/foreach",
+}
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_everything_is_shown_by_its_id_by_a_beginning_of_it_and_by_its_random_part(results, held, kind, capsys):
+    found = held[kind]
+    for word in (found, found[:-3], found.rpartition("-")[2]):
+        assert optbench("show", word, "--results", results) in {0, 3}
+        assert TOLD[kind] in one_line(capsys.readouterr().out)
+    assert optbench("show", found, "--json", "--results", results) in {0, 3}
+    json.loads(capsys.readouterr().out)
+
+
+def test_latest_is_the_newest_of_all_kinds(results, held, capsys):
+    assert optbench("show", "latest", "--results", results) in {0, 3}
+    assert TOLD["comparison"] in one_line(capsys.readouterr().out)
+    shutil.rmtree(results / held["comparison"])
+    assert optbench("show", "latest", "--results", results) == 0
+    assert TOLD["certificate"] in one_line(capsys.readouterr().out)
+
+
+def test_the_list_names_all_that_a_store_holds(results, held, capsys):
+    assert optbench("show", "--results", results) == 0
+    shown = capsys.readouterr().out
+    assert [found[: len(found) - 12] in shown for found in held.values()] == [True] * 4
+    assert "night: 3 of 4 runs started" in shown
+    assert max(map(len, shown.splitlines()[:-1])) <= 80
+    assert optbench("show", "--json", "--results", results) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert len(listed.pop("runs")) == 3
+    assert listed == {f"{kind}s": [held[kind]] for kind in ("sweep", "certificate", "comparison")}
+
+
+def test_a_comparison_alone_is_not_called_nothing(results, capsys):
+    made = comparing.save(Store(results), examples.comparison())
+    assert optbench("show", "--results", results) == 0
+    shown = capsys.readouterr().out
+    assert made[:30] in shown
+    assert "Nothing" not in shown
+
+
+@pytest.mark.parametrize("kind", ["sweep", "certificate", "comparison"])
+def test_what_is_damaged_is_a_line_of_the_list_and_an_error_by_its_id(results, held, kind, capsys):
+    document = next(path for path in (results / held[kind]).glob("*.json"))
+    document.write_bytes(document.read_bytes()[:-40])
+    assert optbench("show", "--results", results) == 0
+    assert f"unreadable: {document}"[:40] in one_line(capsys.readouterr().out)
+    assert optbench("show", held[kind], "--results", results) == 4
+    assert str(document) in capsys.readouterr().err
+
+
+def test_a_kind_of_a_newer_optbench_is_listed_nowhere_and_refused_by_name(results, held, capsys):
+    name = Store(results).new_document("ballad", {"kind": "ballad"})
+    assert optbench("show", name, "--results", results) == 2
+    assert f"{name}: is a ballad, which this optbench cannot show" in capsys.readouterr().err
+    assert optbench("show", "--results", results) == 0
+
+
+def test_a_sweep_with_runs_to_go_says_how(results, sweep, capsys):
+    sweep_id, _ = sweep
+    optbench("show", sweep_id, "--results", results)
+    shown = capsys.readouterr().out
+    assert "1 of 4 runs to go" in shown
+    assert f"run --resume {sweep_id} --results {results}" in shown
+    with Store(results).resume_sweep(sweep_id):
+        optbench("show", sweep_id, "--results", results)
+    shown = capsys.readouterr().out
+    assert "Still running: 1 of 4 runs to go" in shown
+    assert "--resume" not in shown
