@@ -12,6 +12,7 @@ import typer
 
 from harness import cli_comparisons, user_path
 from harness.errors import CorruptFileError, InvalidInputError, OptbenchError, Problem
+from harness.invocation import command
 from harness.verbs import here
 from harness.verbs import specs as options
 from harness.verbs.console import (
@@ -322,6 +323,10 @@ def verify(
         print_json(verifying.document(found))
     else:
         output.print(verifying.table(found))
+        kept = [name for name, _ in found if name]
+        if kept:
+            again = command("show", kept[-1], results=results)
+            errors.print(f"Every check of one of them:  {again}", style="dim", markup=False)
     raise typer.Exit(exit_code(["completed" if each.outcome == "passed" else each.outcome for _, each in found]))
 
 

@@ -203,7 +203,7 @@ def gate(
     if as_json:
         print_json(report.document(found))
     else:
-        output.print(report.render(found))
+        output.print(report.render(found), crop=False)
     if markdown is not None:
         markdown.write_text(report.markdown(found), encoding="utf-8")
     raise typer.Exit(EXIT_CODES[found.verdict])

@@ -16,7 +16,7 @@ from harness.reports.encoded import Encoded
 from harness.reports.forest import Forest
 from harness.reports.forest import row as forest_row
 from harness.reports.markdown import code, escaped, folded
-from harness.reports.printable import printable
+from harness.reports.printable import copied, printable
 from harness.reports.words import interval_of, percent, times
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def render(gate: Gate) -> RenderableType:
             parts.append(Text(f"  {printable(row.cell)}", style="bold"))
             cell = row.cell
         parts.append(Text(f"    {row.verdict}: {row.axis}: {_told(row)}", style=STYLES[row.verdict]))
-    parts += [Text(f"    {printable(each)}") for each in _remedies(gate)]
+    for each in _remedies(gate):
+        words, _, again = each.partition("\n")
+        parts += [Text(f"    {printable(words)}"), *([copied(f"      {again}")] if again else [])]
     passed = Counter(row.axis for row in gate.rows if row.verdict == "passed")
     quiet = passed.pop("self-check", 0)
     if passed:

@@ -12,6 +12,7 @@ from harness.counts import baseline
 from harness.errors import CorruptFileError, InvalidInputError, OptbenchError, Problem
 from harness.gating import counted
 from harness.gating.model import Gate, Row
+from harness.invocation import command
 from harness.verbs.comparing import Kept, build_kernels
 from launch import counting
 
@@ -178,11 +179,19 @@ def _correctness(session: Session) -> None:
                     what=f"certificate of {made.optimizer}: {made.outcome}",
                     verdict="passed" if passed else "invalid",
                     detail=": ".join(filter(None, [made.cause, made.reason])) or folder,
-                    remedy=None
-                    if passed
-                    else "optbench verify tells more; a speed counts only if the answer is right",
+                    remedy=None if passed else _more(cell, folder, session.store),
                 )
             )
+
+
+def _more(cell: Cell, folder: str, store: Store) -> str:
+    """Return what tells more of a proof that did not pass: its certificate, or the proof again."""
+    spec = cell.spec
+    words = ["show", folder]
+    if not folder:
+        where = ["--optimizer", spec.optimizer, "--strategy", spec.strategy, "--precision", spec.precision]
+        words = ["verify", *where, *(["--nproc", str(spec.world_size)] if spec.world_size else [])]
+    return f"a speed counts only if the answer is right; more:\n{command(*words, results=store.root)}"
 
 
 def _counts_and_drift(session: Session) -> None:
@@ -253,7 +262,8 @@ def _speed_and_memory(session: Session) -> None:
             found = _compared(session, cell, margins, kept)
         except OptbenchError as error:
             what, _, log = str(error).partition("\n")
-            more = f"optbench compare --from {kept.name} shows the end of its log" if log and kept.name else None
+            again = command("compare", "--from", kept.name or "", results=session.store.root)
+            more = f"the end of its log:\n{again}" if log and kept.name else None
             row = _invalid("speed", name, "live comparison", what)
             session.rows.append(row.model_copy(update={"remedy": more}))
             continue
