@@ -277,9 +277,8 @@ def _is_exact(name: str) -> bool:
 
 def _other_training(a: RunRecord, b: RunRecord) -> str | None:
     """Say why two runs are not one training; None: they are, and should have one loss curve."""
-    names = [str(record.spec.get("optimizer")) for record in (a, b)]
     fields = [field for field in TRAINING if a.spec.get(field) != b.spec.get(field)]
-    if names[0] != names[1] and names[0].partition("/")[0] != names[1].partition("/")[0]:
+    if a.algorithm != b.algorithm:
         fields = ["algorithm", *fields]
     if fields:
         return f"{', '.join(fields)} differ{'s' if len(fields) == 1 else ''}"

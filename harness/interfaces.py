@@ -381,7 +381,9 @@ class Strategy(Protocol):
     """How a model is spread over ranks.
 
     One that also has ``partitioned``, a tuple of categories, holds a share of those on each rank: the memory
-    estimate knows. One that also has ``kernels(spec)`` needs those compiled, beside the optimizer's.
+    estimate knows. One that also has ``kernels(spec)`` needs those compiled, beside the optimizer's. One that also
+    has ``packages`` runs their code: a proof holds for their versions. One that also has a true ``offload`` keeps
+    what the optimizer steps on in host memory.
     """
 
     name: str

@@ -49,19 +49,21 @@ class Kernel:
         builder: class of deepspeed.ops.op_builder that compiles it.
         devices: torch device types that it exists for.
         seconds: what compiling takes on an idle core (measured), or on a usual GPU host (documented).
+        on_host: it works on tensors in host memory, whatever the device.
     """
 
     builder: str
     devices: tuple[str, ...]
     seconds: int
+    on_host: bool = False
 
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType(
     {
         "fused_adam": Kernel("FusedAdamBuilder", ("cpu", "cuda", "xpu"), 45),
-        "cpu_adam": Kernel("CPUAdamBuilder", ("cpu", "cuda", "xpu"), 45),
-        "cpu_lion": Kernel("CPULionBuilder", ("cpu", "cuda"), 40),
-        "cpu_adagrad": Kernel("CPUAdagradBuilder", ("cpu", "cuda", "xpu"), 40),
+        "cpu_adam": Kernel("CPUAdamBuilder", ("cpu", "cuda", "xpu"), 45, on_host=True),
+        "cpu_lion": Kernel("CPULionBuilder", ("cpu", "cuda"), 40, on_host=True),
+        "cpu_adagrad": Kernel("CPUAdagradBuilder", ("cpu", "cuda", "xpu"), 40, on_host=True),
         "fused_lion": Kernel("FusedLionBuilder", ("cuda",), 60),
         "fused_lamb": Kernel("FusedLambBuilder", ("cuda",), 60),
         "deepspeed_shm_comm": Kernel("ShareMemCommBuilder", ("cpu",), 60),

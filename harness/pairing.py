@@ -114,8 +114,7 @@ def _everything(record: RunRecord) -> str:
 
 
 def _kind(record: RunRecord) -> str:
-    algorithm = str(record.spec.get("optimizer")).partition("/")[0]
-    return json.dumps([algorithm, *(record.spec.get(field) for field in SAME)], sort_keys=True)
+    return json.dumps([record.algorithm, *(record.spec.get(field) for field in SAME)], sort_keys=True)
 
 
 def _distance(one: RunRecord, other: RunRecord) -> int:

@@ -107,7 +107,8 @@ class RunRecord(BaseModel):
     reason: str | None = None
     environment: Environment = Field(default_factory=Environment)
     facts: dict[str, JsonValue] = Field(default_factory=dict)
-    """What really ran: classes, flags, constructor arguments, the operators of a step, parameter count."""
+    """What really ran: classes, flags, constructor arguments, the operators of a step, parameter count; and
+    ``optimizer_traits``, what the optimizer declares."""
     verification: dict[str, JsonValue] = Field(default_factory=dict)
     """What is proved of the optimizer: certificate, outcome, reason, cause, reference; empty: nobody asked."""
     metrics: dict[str, Metric] = Field(default_factory=dict)
@@ -115,3 +116,10 @@ class RunRecord(BaseModel):
     ended_unix_s: float | None = None
     notes: tuple[str, ...] = ()
     """What a reader should know before trusting the numbers."""
+
+    @property
+    def algorithm(self) -> str:
+        """What the optimizer's traits say that it computes; where they are unknown, its name tells."""
+        traits = self.facts.get("optimizer_traits")
+        declared = traits.get("algorithm") if isinstance(traits, dict) else None
+        return str(declared or self.spec.get("optimizer")).partition("/")[0]

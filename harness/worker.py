@@ -197,7 +197,8 @@ class _Rank:
             from harness.optimizers.construct import json_safe
 
             found: dict[str, Any] = getattr(workload, "facts", dict)()
-            self._writer.facts({**engine.facts(), "workload": json_safe(found)})
+            traits = OPTIMIZERS.get(spec.optimizer).traits.model_dump(mode="json")
+            self._writer.facts({**engine.facts(), "workload": json_safe(found), "optimizer_traits": traits})
         self._trace(engine, workload, batches, world, collectors, imported_rss_bytes)
         engine.close()
         if world.backend is not None:

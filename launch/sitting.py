@@ -8,7 +8,7 @@ import time
 from statistics import fmean, quantiles
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.checks.curves import QUANTISED, ROUNDING, parts
+from harness.checks.curves import band, parts
 from harness.comparison.guards import invalid
 from harness.comparison.model import Launch, WarmUp
 from harness.comparison.steady import LEAST, steady
@@ -261,11 +261,11 @@ class Sitting:
                     f"arm {arm.name} has no finite losses where {self._arms[0].name} has, or the reverse"
                 )
             for step, (left, right) in enumerate(zip(losses[0], losses[index], strict=True), 1):
-                band = _band(self._arms[0], arm)
-                if abs(left - right) > band * max(abs(left), abs(right)):
+                allowed = _band(self._arms[0], arm)
+                if abs(left - right) > allowed * max(abs(left), abs(right)):
                     raise UnlikeArmsError(
                         f"arms {self._arms[0].name} and {arm.name} train differently: in step {step} their "
-                        f"losses are {left:.6g} and {right:.6g}, band {band:g}; "
+                        f"losses are {left:.6g} and {right:.6g}, band {allowed:g}; "
                         "--allow-different-training compares them still"
                     )
 
@@ -312,6 +312,5 @@ def _deviation(times: Sequence[float]) -> float:
 
 def _band(first: Arm, second: Arm) -> float:
     specs = (first.spec, second.spec)
-    band = max(ROUNDING.get(spec.precision, 1e-2) for spec in specs)
-    states = {dtype for spec in specs for dtype in OPTIMIZERS.get(spec.optimizer).traits.state_dtypes}
-    return band * QUANTISED if states - {"float32", "bfloat16"} else band
+    states = [dtype for spec in specs for dtype in OPTIMIZERS.get(spec.optimizer).traits.state_dtypes]
+    return band([spec.precision for spec in specs], states)

@@ -8,9 +8,10 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from harness.invocation import command
+from harness.likeness import table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from harness.record import RunRecord
@@ -27,8 +28,11 @@ training is chaotic: Adagrad's on gpt goes from 1e-7 to 1e-1 in 4 steps, by 240 
 WIDEST = 0.25
 """Relative difference of the mean losses of the last quarter: chaos averages out, a worse optimizer does not."""
 
-QUANTISED = 1000.0
-"""Times the band where a state is stored in fewer bits: its rounding, not float32's, is what grows."""
+STATE_ROUNDING = {"float64": 0.0, "float32": 0.0, "float16": 1e-3, "bfloat16": 1e-2}
+"""What a state's dtype adds to that: as much as the precision of the same format allows."""
+
+CODED = 1e-2
+"""What a state in codes of few bits adds, whatever the code."""
 
 SAME = (
     *("workload", "size", "data", "workload_options", "strategy", "strategy_options", "precision", "device"),
@@ -60,9 +64,20 @@ def parting(one: RunRecord, other: RunRecord) -> int | None:
 
     The band is ``ROUNDING``, or ``GROWTH`` times the largest difference of the steps before.
     """
-    rounding = ROUNDING.get(str(one.spec.get("precision")), max(ROUNDING.values()))
-    rounding *= QUANTISED if _is_quantised(one) or _is_quantised(other) else 1.0
-    return parts(_curve(one), _curve(other), rounding)
+    states = [dtype for record in (one, other) for dtype in _state_dtypes(record)]
+    precisions = [str(record.spec.get("precision")) for record in (one, other)]
+    return parts(_curve(one), _curve(other), band(precisions, states))
+
+
+def band(precisions: Iterable[str], state_dtypes: Iterable[str]) -> float:
+    """Return the relative difference of two losses that rounding alone may make in a step.
+
+    Args:
+        precisions: of both runs.
+        state_dtypes: that the traits of both optimizers declare.
+    """
+    widest = max(ROUNDING.get(each, max(ROUNDING.values())) for each in precisions)
+    return widest + max((STATE_ROUNDING.get(each, CODED) for each in state_dtypes), default=0.0)
 
 
 def parts(one: Sequence[float | None], other: Sequence[float | None], rounding: float) -> int | None:
@@ -127,8 +142,7 @@ def _note(one: Sequence[RunRecord], other: Sequence[RunRecord], step: int, resul
 
 
 def _identity(record: RunRecord) -> tuple[str, ...]:
-    algorithm = str(record.spec.get("optimizer")).partition("/")[0]
-    return algorithm, *(str(record.spec.get(field)) for field in SAME)
+    return record.algorithm, *(str(record.spec.get(field)) for field in SAME)
 
 
 def _curve(record: RunRecord) -> Sequence[float | None]:
@@ -143,8 +157,14 @@ def _scale(curve: Sequence[float | None]) -> float:
 
 
 def _comparable(one: RunRecord, other: RunRecord) -> bool:
-    """Say whether both were constructed with the same numbers, as far as both constructors tell."""
+    """Say whether both were constructed with the same numbers, as far as both constructors tell.
+
+    A class from elsewhere may call a number otherwise, or have it fixed: its constructor must take the same ones.
+    """
     left, right = _arguments(one), _arguments(other)
+    names = {str(record.spec.get("optimizer")) for record in (one, other)}
+    if len(names) > 1 and any(":" in name for name in names) and left.keys() != right.keys():
+        return False
     return all(left[name] == right[name] for name in left.keys() & right.keys())
 
 
@@ -155,6 +175,6 @@ def _arguments(record: RunRecord) -> dict[str, Any]:
     return {name: value for name, value in numbers if not isinstance(value, (bool, str, type(None)))}
 
 
-def _is_quantised(record: RunRecord) -> bool:
-    name = str(record.spec.get("optimizer")).lower()
-    return any(mark in name for mark in ("8bit", "4bit", "fp8", "torchao", "bitsandbytes"))
+def _state_dtypes(record: RunRecord) -> list[str]:
+    declared = table(record.facts, "optimizer_traits").get("state_dtypes")
+    return [str(each) for each in declared] if isinstance(declared, list) else []

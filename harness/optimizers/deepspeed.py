@@ -17,7 +17,7 @@ from harness.optimizers.algorithms import ALGORITHMS
 from harness.optimizers.construct import construct, torch_groups
 from harness.optimizers.implementation import Implementation, device_type
 from harness.optimizers.torch_native import companion_options, split_matrices
-from harness.registry import load
+from harness.registry import load, strategy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -164,7 +164,7 @@ def not_installed(machine: Machine) -> str | None:
 
 def offloads(spec: RunSpec) -> bool:
     """Say whether the strategy keeps what the optimizer steps on in host memory."""
-    return spec.strategy.endswith("-offload")
+    return bool(getattr(strategy(spec.strategy), "offload", False))
 
 
 class DeepSpeedMuon(DeepSpeed):

@@ -34,6 +34,7 @@ class ApexDistributed:
     options: dict[str, JsonValue] = dict(STRATEGY_ARGUMENTS)  # noqa: RUF012  # the protocol's; never changed
     one_rank = False
     partitioned = ("gradients", "master", "state")
+    packages = ("apex",)
 
     def unsupported(
         self, spec: RunSpec, workload: WorkloadTraits, optimizer: OptimizerTraits, machine: Machine

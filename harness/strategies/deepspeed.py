@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.kernels import KERNELS
 from harness.optimizers.deepspeed import not_installed
 from harness.optimizers.implementation import device_type, has_sparse_gradients
 from harness.registry import OPTIMIZERS
@@ -80,6 +81,7 @@ class _Zero:
     offload = False
     options: dict[str, JsonValue]
     partitioned: tuple[str, ...] = ()
+    packages = ("deepspeed",)
     one_rank = False
 
     def unsupported(
@@ -121,7 +123,7 @@ class _Zero:
         if self.offload and optimizer.consumes_gradients:
             return (
                 f"{spec.optimizer} sets gradients to None as it steps, and {self.name} reads them afterwards; "
-                f"use --strategy {self.name.removesuffix('-offload')}"
+                f"use --strategy zero{self.stage}"
             )
         return self._unfit_granularity(spec, optimizer)
 
@@ -176,7 +178,7 @@ class _Zero:
         """Refuse kernels for the device where the step is in host memory."""
         if not self.offload or device_type(spec, machine) == "cpu":
             return None
-        for_host = any(kernel.startswith("cpu_") for kernel in optimizer.kernels)
+        for_host = any(KERNELS[name].on_host for name in optimizer.kernels if name in KERNELS)
         if optimizer.compiled or (optimizer.dtensor == "no" and not for_host):
             return (
                 f"{self.name} steps on tensors in host memory, and {spec.optimizer} works on the device's; "

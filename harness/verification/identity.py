@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.registry import OPTIMIZERS
+from harness.registry import OPTIMIZERS, strategy
 from harness.spec import RunSpec
 from harness.verification.certificate import CERTIFICATE_VERSION
 
@@ -83,7 +83,7 @@ def key(job: Job, machine: Machine) -> str:
         "torch": [machine.torch, machine.torch_build],
         "device": _device(spec, machine),
         "package": _versions(OPTIMIZERS.get(spec.optimizer).target),
-        "deepspeed": machine.packages.get("deepspeed") if spec.strategy.startswith("zero") else None,
+        "strategy": [machine.packages.get(each) for each in getattr(strategy(spec.strategy), "packages", ())],
         "proving": proving_sources(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -13,14 +13,17 @@ from harness.checks.findings import Findings
 from harness.checks.fingerprint import BLOCK_WORDS, combined, every_nth, fingerprint, row_fingerprints
 from harness.checks.gradients import Entered, GradientWatch
 from harness.checks.spans import Span, are_replicated, differing, uncovered
+from harness.comparison.model import Arm
 from harness.errors import WrongAnswerError
 from harness.index import row_of
-from harness.interfaces import DataShard
+from harness.interfaces import DataShard, OptimizerTraits
 from harness.record import Metric, RunRecord
+from harness.registry import OPTIMIZERS
 from harness.reports.standing import results_of
 from harness.spec import RunSpec
 from harness.verbs.console import exit_code
 from harness.worker import _cause
+from launch.sitting import _band
 from workloads.linear_regression import LinearRegression
 
 
@@ -203,7 +206,9 @@ def test_a_wrong_answer_ends_with_its_name_finding_and_remedy():
     assert exit_code(["completed", "wrong", "failed"]) == 4
 
 
-def record(optimizer: str, losses, outcome="completed", arguments=None, **spec) -> RunRecord:
+def record(
+    optimizer: str, losses, outcome="completed", arguments=None, traits: OptimizerTraits | None = None, **spec
+) -> RunRecord:
     metric = Metric(name="train_loss", unit="1", better="lower", value=losses[-1], series=tuple(losses))
     step = Metric(name="step_time_s", unit="s", better="lower", value=0.1)
     fields = {"workload": "gpt", "strategy": "single", "precision": "fp32", "seed": 0, "optimizer": optimizer}
@@ -211,7 +216,10 @@ def record(optimizer: str, losses, outcome="completed", arguments=None, **spec) 
         run_id="r",
         spec={**fields, **spec},
         outcome=outcome,
-        facts={"optimizer": {"arguments": arguments or {}}},
+        facts={
+            "optimizer": {"arguments": arguments or {}},
+            **({"optimizer_traits": traits.model_dump(mode="json")} if traits else {}),
+        },
         metrics={"train_loss": metric, "step_time_s": step},
     )
 
@@ -241,7 +249,45 @@ def test_a_small_systematic_difference_shows_in_the_first_steps():
     beta = [loss * (1 + 6e-5 * (step > 1)) for step, loss in enumerate(good)]
     (note,) = curves.parted([record("adamw/a", good), record("adamw/b", beta)])
     assert "part in step 3" in note
-    assert curves.parted([record("adamw/a", good), record("adamw/torchao-8bit", beta)]) == []
+
+
+CODES = OptimizerTraits(algorithm="adamw", granularity="element", state_dtypes=("uint8",))
+PLAIN = OptimizerTraits(algorithm="adamw", granularity="element")
+
+
+def test_state_in_codes_widens_the_band_by_the_traits_whatever_the_names_are():
+    good = [5.0 * 0.95**step for step in range(40)]
+    beta = [loss * (1 + 6e-5 * (step > 1)) for step, loss in enumerate(good)]
+    coded = [record("mine:Compact", each, traits=CODES) for each in (good, beta)]
+    assert curves.parted(coded) == []
+    assert curves.parted([record("adamw/foreach", good, traits=PLAIN), coded[1]]) == []
+    for name in ("adamw/torchao-cpu-offload", "adamw/bitsandbytes-8bit", "mine:Adam4bit"):
+        assert curves.parted([record(name, each, traits=PLAIN) for each in (good, beta)])
+    jump = [loss * (1.5 if step >= 9 else 1.0) for step, loss in enumerate(good)]
+    for precision in curves.ROUNDING:  # nor is it so wide anywhere that nothing shows
+        assert curves.parted([record("a:B", each, traits=CODES, precision=precision) for each in (good, jump)])
+
+
+def test_offloaded_state_is_declared_as_it_is():
+    declared = OPTIMIZERS.get("adamw/torchao-cpu-offload").traits.state_dtypes
+    assert curves.band(["fp32"], declared) == curves.band(["fp32"], ["float32"]) == 1e-5
+    assert curves.band(["fp32"], OPTIMIZERS.get("adamw/torchao-8bit").traits.state_dtypes) > 1e-3
+
+
+def test_runs_and_arms_are_held_to_one_band():
+    for name in ("adamw/foreach", "adamw/torchao-8bit", "adamw/torchao-cpu-offload", "adamw/bitsandbytes-8bit"):
+        arm = Arm(name=name, spec=RunSpec(workload="gpt", optimizer=name))
+        states = OPTIMIZERS.get(name).traits.state_dtypes
+        assert _band(arm, arm) == curves.band(["fp32"], [*states, *states])
+
+
+def test_a_class_from_elsewhere_is_held_to_the_algorithm_that_it_declares():
+    good, other = [5.0, 4.0, 3.0], [5.0, 4.5, 4.0]
+    one = record("adamw/foreach", good, arguments={"lr": 0.001}, traits=PLAIN)
+    assert curves.parted([one, record("mine:Adam", other, arguments={"lr": 0.001}, traits=PLAIN)])
+    assert curves.parted([one, record("mine:Adam", other, arguments={"lr": 0.001})]) == []
+    fixed = record("mine:Adam", other, arguments={"lr": 0.001, "rho": 0.5}, traits=PLAIN)
+    assert curves.parted([one, fixed]) == []
 
 
 def test_curves_of_other_algorithms_seeds_strategies_or_numbers_are_not_compared():
