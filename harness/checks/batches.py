@@ -13,6 +13,7 @@ import torch
 
 from harness.checks.fingerprint import row_fingerprints
 from harness.interfaces import DataShard
+from harness.seeding import generators_kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ TOLERANCE = 1e-3
 def undisturbed() -> Iterator[None]:
     """Leave every global generator as it was: a workload may draw from them."""
     state, numbers = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with generators_kept():
         try:
             yield
         finally:

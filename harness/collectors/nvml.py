@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     Number = float | int | None
 
 ENERGY = MetricInfo(name="energy_joules", unit="J", better="lower", across_ranks="sum")
-"""From before the first step to after the last, evaluations included; summed over ranks."""
+"""From before the first step to after the last, checks and evaluations included; summed over ranks."""
+
+LEAST_S = 2.0
+"""Energy of a shorter run is unknown: the driver's counter moves in steps of up to a tenth of a second."""
 
 SERIES = {
     "power": MetricInfo(
@@ -112,6 +115,7 @@ class NVML:
         self._library: nvml.Library | None = None
         self._gauge: Gauge | None = None
         self._energy: float | None = None
+        self._began_s = 0.0
         self._power: list[tuple[float, float]] = []
         self._steps = 0
         self._reported = 0
@@ -128,6 +132,7 @@ class NVML:
         if handle is None:
             return
         self._gauge = Gauge(self._library, handle)
+        self._began_s = self._clock()
         self._energy = self._gauge.energy()
         self._note_power(self._gauge.power())
 
@@ -165,13 +170,15 @@ class NVML:
         self._library = self._gauge = None
 
     def _spent(self) -> float | None:
-        """Return the joules by the device's counter; without one, the integral of power over the turns."""
+        """Return the joules by the device's counter; without one, the integral of power; None below `LEAST_S`."""
         if self._gauge is None:
             return None
         now = self._gauge.energy()
+        self._note_power(self._gauge.power())
+        if self._clock() - self._began_s < LEAST_S:
+            return None
         if now is not None and self._energy is not None:
             return now - self._energy
-        self._note_power(self._gauge.power())
         return trapezoid(self._power) if len(self._power) > 1 else None
 
     def _note_power(self, watts: Number) -> None:

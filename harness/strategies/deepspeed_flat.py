@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.errors import OptbenchError, UnsupportedError
 from harness.interfaces import ParamGroup
-from harness.seeding import seed_generators
+from harness.seeding import generators_kept, seed_generators
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,7 +48,7 @@ def check_flat(
     """
     samples = _samples(groups)
     remedy = f"declare granularity in the traits of {optimizer.name} if that is meant, or use --strategy ddp"
-    with torch.random.fork_rng():
+    with generators_kept():
         whole = _Trial(optimizer, samples, spec).whole()
         try:
             flat = _Trial(optimizer, samples, spec).flat(min(world_size, MOST_RANKS), per_tensor=stage == 3)

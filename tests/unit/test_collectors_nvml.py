@@ -24,7 +24,8 @@ from harness.interfaces import Observed, World
 device = SimpleNamespace(uuid=sys.argv[1], pci_domain_id=0, pci_bus_id=int(sys.argv[2]), pci_device_id=0)
 torch.cuda.get_device_properties = lambda asked: device  # no GPU here: torch says what it would say
 clock = iter(range(100))
-collector = NVML(clock=lambda: float(next(clock)))
+stretch = float(sys.argv[3])
+collector = NVML(clock=lambda: stretch * next(clock))
 world = World(rank=0, size=1, local_rank=0, device=torch.device("cuda", 0), backend=None)
 collector.start(Observed(spec=None, workload=None, engine=None, world=world))
 readings = []
@@ -67,9 +68,9 @@ def library(tmp_path_factory):
     return folder
 
 
-def observed(folder, uuid=FIRST, bus=0, **variables):
+def observed(folder, uuid=FIRST, bus=0, reading_s=1.0, **variables):
     done = subprocess.run(
-        [sys.executable, "-P", "-c", PROGRAM, uuid, str(bus)],
+        [sys.executable, "-P", "-c", PROGRAM, uuid, str(bus), str(reading_s)],
         env={**os.environ, "LD_LIBRARY_PATH": str(folder), **variables},
         capture_output=True,
         text=True,
@@ -138,6 +139,12 @@ def test_a_gpu_that_refuses_some_questions_loses_those_metrics_only(library):
 def test_without_an_energy_counter_power_is_integrated(library):
     # a second between readings of 100, 300, 100 and 300 W: at the start, at two turns, at the end
     assert observed(library, SECOND)["energy_joules"] == pytest.approx(600.0)
+
+
+@pytest.mark.parametrize("uuid", [FIRST, SECOND])
+def test_energy_of_a_run_shorter_than_the_counters_steps_allow_is_unknown(library, uuid):
+    assert observed(library, uuid, reading_s=0.1)["energy_joules"] is None
+    assert observed(library, uuid, reading_s=0.9)["energy_joules"] is not None
 
 
 def test_an_older_driver_tells_the_reasons_under_their_old_name(library):
