@@ -11,19 +11,20 @@ import os
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from harness.errors import CorruptFileError
 from harness.manifest import MANIFEST, read_sealed
 from harness.record import SCHEMA_VERSION, Outcome
 from harness.sealed import number, read_bytes, write_atomically
+from harness.varying import unusual
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 INDEX = ".index.json"
-LAYOUT = 1
+LAYOUT = 2
 
 Stamp = tuple[int, int, int]
 """Inode, size and modification time (ns) of a manifest."""
@@ -50,6 +51,8 @@ class RunRow(BaseModel):
     started_unix_s: float | None = None
     step_time_s: float | None = None
     train_loss: float | None = None
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Whatever else of the spec is not as by default: ``lr``, ``optimizer.weight_decay``, …"""
     problem: str | None = None
     """Why the run cannot be read, naming the file."""
 
@@ -92,6 +95,7 @@ def row_of(run_id: str, document: Mapping[str, Any]) -> RunRow:
             outcome=document.get("outcome"),
             reason=document.get("reason"),
             started_unix_s=number(document.get("started_unix_s")),
+            options=unusual(spec, shown=SPEC_FIELDS) if isinstance(spec, dict) else {},
             **spec_fields,
             **values,
         )

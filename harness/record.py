@@ -76,6 +76,16 @@ class Metric(MetricInfo):
     """The step count after which each value of ``series`` was taken; None: after every step from the first."""
 
 
+def is_curve(metric: Metric) -> bool:
+    """Whether a metric's numbers are the points of a curve, a loss say, rather than a sample of one quantity."""
+    return metric.series is not None and metric.over_steps == "last"
+
+
+def is_evaluation(metric: Metric) -> bool:
+    """Whether a workload's ``evaluate`` gave the metric: a curve with a point an evaluation."""
+    return is_curve(metric) and metric.series_steps is not None
+
+
 class Environment(BaseModel):
     """What ran where. Facts that a library or the system did not tell are absent or None."""
 

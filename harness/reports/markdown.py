@@ -78,15 +78,20 @@ def _section(section: Section, found: Report) -> str:
     if significant:
         words.append(_table(significant, found))
     if others:
-        quiet = not any(line.significant for line in others)
-        kind = (
-            "without a significant difference" if quiet else "beside the step, whose difference is not significant"
-        )
-        count = f"{len(others)} metric{'s' if len(others) > 1 else ''} {kind}"
-        words.append(folded(count, _table(others, found)))
+        words.append(folded(_summary(others), _table(others, found)))
     if section.told:
         words.append("\n".join(f"- {escaped(each)}" for each in section.told))
     return "\n\n".join(words)
+
+
+def _summary(lines: Sequence[Line]) -> str:
+    """Say how many of the metrics that are folded away differ, and what such a difference is worth."""
+    differ = sum(line.significant for line in lines)
+    count = f"{len(lines)} metric{'s' if len(lines) > 1 else ''}"
+    if not differ:
+        return f"{count} without a significant difference"
+    verb = "differ" if differ > 1 else "differs"
+    return f"{count}, {differ} of which {verb}; the step shows no significant difference, so that may be chance"
 
 
 def _sentence(section: Section, found: Report) -> str:

@@ -6,6 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from harness.record import MetricInfo
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
     from harness.record import Metric
 
 UNKNOWN = "-"
@@ -48,6 +52,24 @@ def number(value: float | None, digits: int = 5) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.{digits}g}" if math.isfinite(value) else str(value)
+
+
+def metric(of: MetricInfo, value: float | None, digits: int = 5) -> str:
+    """Return a metric's value in its unit.
+
+    Args:
+        of: the metric.
+        value: one of its numbers.
+        digits: of a pure number.
+    """
+    if of.unit == "s" or (of.name.endswith("_s") and not of.name.endswith("_per_s")):
+        return seconds(value)
+    if of.unit in {"B", "By"} or of.name.endswith("_bytes"):
+        return size(value)
+    if of.name.endswith("_per_s"):
+        return rate(value)
+    text = number(value, digits)
+    return text if of.unit == "1" or value is None else f"{text} {of.unit}"
 
 
 def rate(value: float | None) -> str:

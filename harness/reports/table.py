@@ -10,8 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.checks.curves import parted
+from harness.record import is_evaluation
 from harness.reports import ledger, quantities
 from harness.reports.printable import copied, printable
+from harness.varying import varying
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,10 +26,13 @@ CAUTION = (
     "step: median of the slowest rank's; opt: clipping and update alone; rel: step / best step of the group."
 )
 
+LONGEST_HEAD = 40
+
 SHORT_OUTCOME = {"unsupported": "unsupp.", "timed_out": "timed out", "out_of_memory": "memory"}
 """For a narrow column; the whole word and the reason stand below the table."""
 
 SHORT = {"validation_loss": "val loss", "validation_accuracy": "val acc", "validation_auc": "val auc"}
+"""Heads of evaluations; another's is its name, a word a line."""
 
 
 def render(records: Sequence[RunRecord], results: Path | None = None) -> RenderableType:
@@ -86,10 +91,10 @@ def _table(members: Sequence[RunRecord]) -> Table:
     for name in ("step", "rel", "opt", "state", "peak", "loss"):
         table.add_column(name, justify="right", no_wrap=True)
     if evaluation is not None:
-        table.add_column(Text(SHORT.get(evaluation, evaluation[:8])), justify="right", no_wrap=True)
+        table.add_column(Text(head(evaluation)), justify="right", overflow="fold", min_width=8)
     best = best_step(members)
-    for record in members:
-        name = printable(label(record, members))  # a stranger's: as Text it is no markup of rich's
+    for record, named in zip(members, labels(members), strict=True):
+        name = printable(named)  # a stranger's: as Text it is no markup of rich's
         if record.outcome == "completed":
             table.add_row(Text(name), *row(record, best, evaluation))
         else:
@@ -97,20 +102,10 @@ def _table(members: Sequence[RunRecord]) -> Table:
     return table
 
 
-def label(record: RunRecord, members: Sequence[RunRecord]) -> str:
-    """Name the optimizer, and what else tells the members of the group apart."""
-    name = str(record.spec.get("optimizer"))
-    twins = [r for r in members if r.spec.get("optimizer") == name]
-    differing = [
-        f"{field}={record.spec.get(field)}"
-        for field in ("seed", "lr", "schedule", "accumulation", "clip_norm", "threads")
-        if len({str(r.spec.get(field)) for r in twins}) > 1
-    ]
-    for table in ("optimizer_options", "strategy_options", "workload_options"):
-        if len({str(r.spec.get(table)) for r in twins}) > 1:
-            options = record.spec.get(table) or {}
-            differing += [f"{k}={v}" for k, v in options.items()] if isinstance(options, dict) else []
-    return " ".join([name, *differing])
+def labels(members: Sequence[RunRecord]) -> list[str]:
+    """Name each optimizer, and whatever else tells the members of the group apart."""
+    words = varying([each.spec for each in members], shown=("optimizer",))
+    return [f"{each.spec.get('optimizer')} {told}".strip() for each, told in zip(members, words, strict=True)]
 
 
 def best_step(members: Sequence[RunRecord]) -> float | None:
@@ -133,13 +128,19 @@ def row(record: RunRecord, best: float | None, evaluation: str | None) -> list[s
         quantities.number(_value(record, "train_loss"), digits=4),
     ]
     if evaluation is not None:
-        cells.append(quantities.number(_value(record, evaluation), digits=4))
+        found = record.metrics.get(evaluation)
+        cells.append(quantities.UNKNOWN if found is None else quantities.metric(found, found.value, digits=4))
     return cells
 
 
+def head(evaluation: str) -> str:
+    """Return the head of an evaluation's column."""
+    return SHORT.get(evaluation, printable(evaluation.replace("_", " "), LONGEST_HEAD))
+
+
 def evaluation_of(members: Sequence[RunRecord]) -> str | None:
-    """Choose the one evaluation metric to show: accuracy where there is one."""
-    names = [n for r in members for n, m in r.metrics.items() if m.series_steps is not None]
+    """Choose the one evaluation to show, accuracy where there is one; None: the workload evaluates nothing."""
+    names = [name for each in members for name, metric in each.metrics.items() if is_evaluation(metric)]
     ranked = sorted(dict.fromkeys(names), key=lambda n: ("accuracy" not in n, "auc" not in n, "loss" not in n))
     return ranked[0] if ranked else None
 
@@ -147,16 +148,12 @@ def evaluation_of(members: Sequence[RunRecord]) -> str | None:
 def _notes(members: Sequence[RunRecord]) -> Sequence[RenderableType]:
     """Explain failures, name cells that ran the same code, and pass on what records warn of."""
     notes = []
-    for record in members:
+    for record, name in zip(members, labels(members), strict=True):
         if record.outcome != "completed":
-            name = label(record, members)
             told = f"{record.outcome.replace('_', ' ')}: {record.reason or 'no reason recorded'}"
             notes.append(Text(f"  {name} {told} [{record.run_id}]"))
         flagged = [ledger.lower_bound(record), ledger.unattributed(record)]
-        notes += [
-            Text(f"  {record.spec.get('optimizer')}: {note}", style="yellow")
-            for note in [*record.notes, *filter(None, flagged)]
-        ]
+        notes += [Text(f"  {name}: {note}", style="yellow") for note in [*record.notes, *filter(None, flagged)]]
     return notes + same_code(members)
 
 
@@ -172,8 +169,8 @@ def same_code(members: Sequence[RunRecord]) -> list[Text]:
         twin = first.setdefault(f"{optimizer.get('class')} {operators}", record)
         here, there = record.spec.get("optimizer"), twin.spec.get("optimizer")
         if here != there:
-            notes.append(Text(f"  {here} ran the same operators as {there}: the same code", style="yellow"))
-    return notes
+            notes.append(f"  {here} ran the same operators as {there}: the same code")
+    return [Text(note, style="yellow") for note in dict.fromkeys(notes)]
 
 
 def _step(record: RunRecord) -> float | None:

@@ -15,6 +15,7 @@ from harness.invocation import command
 from harness.reports import quantities
 from harness.reports.printable import copied, printable
 from harness.run_ids import kind_of
+from harness.varying import varying
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,11 +63,11 @@ def runs(rows: Sequence[RunRow], store: Path) -> RenderableType:
         table.add_column(name, overflow="fold", no_wrap=name in {"run", "strategy"})
     table.add_column("step", justify="right", no_wrap=True)
     enough = _distinct([row.run_id for row in rows])
-    for row in rows[-RECENT:]:
+    for row, words in zip(rows[-RECENT:], _apart(rows[-RECENT:]), strict=True):
         table.add_row(
             row.run_id[:enough],  # to be copied from one line of 80 columns
             " ".join(filter(None, (row.workload, row.size))),
-            row.optimizer or "",
+            Text(printable(f"{row.optimizer or ''} {words}".strip())),
             f"{row.strategy or ''} x{row.world_size or '?'}",
             row.problem or row.outcome or "running",
             quantities.seconds(row.step_time_s),
@@ -75,6 +76,20 @@ def runs(rows: Sequence[RunRow], store: Path) -> RenderableType:
     every = command("show", "--json", results=store)
     more = [copied(f"{left_out} earlier runs; all of them: {every}", style="dim")] if left_out > 0 else []
     return Group(table, *more)
+
+
+def _apart(rows: Sequence[RunRow]) -> list[str]:
+    """Return for each run whatever tells it from those of its workload, optimizer and strategy."""
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        alike.setdefault((row.workload, row.size, row.optimizer, row.strategy, row.world_size), []).append(index)
+    found = [""] * len(rows)
+    for indexes in alike.values():
+        fields = ("precision", "device", "seed", "steps")
+        told = [{field: getattr(rows[i], field) for field in fields} | rows[i].options for i in indexes]
+        for index, words in zip(indexes, varying(told), strict=True):
+            found[index] = words
+    return found
 
 
 def _distinct(sorted_ids: Sequence[str], least: int = 20) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -9,26 +10,38 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from harness.reports import quantities
+from harness.varying import varying
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
+    from pydantic import JsonValue
     from rich.console import Console
 
     from harness.plan import Cell
     from harness.record import RunRecord
+    from harness.spec import RunSpec
 
 
-def label(workload: object, size: object, optimizer: object, strategy: object) -> str:
-    """Name a run in a line."""
-    return f"{workload}{f'-{size}' if size else ''} {optimizer} {strategy}"
+def _key(spec: Mapping[str, JsonValue]) -> str:
+    return json.dumps(spec, sort_keys=True)
 
 
 class SweepDisplay:
     """Shows which run goes on, its steps, and the time that the rest will take."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, specs: Sequence[RunSpec] = ()) -> None:
+        """Show runs on a console.
+
+        Args:
+            console: where.
+            specs: of all runs, so that each is named by what tells it apart.
+        """
         self._console = console
+        told = [spec.model_dump(mode="json") for spec in specs]
+        words = varying(told, shown=("workload", "size", "optimizer", "strategy"))
+        self._apart = {_key(spec): each for spec, each in zip(told, words, strict=True)}
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
@@ -62,7 +75,7 @@ class SweepDisplay:
         spec = cell.spec
         self._began, self._waiting, self._steps = time.monotonic(), total - position, spec.steps
         self._first = None
-        self._label = f"{position}/{total} {label(spec.workload, spec.size, spec.optimizer, spec.strategy)}"
+        self._label = f"{position}/{total} {self._name(spec.model_dump(mode='json'))}"
         self._progress.reset(
             self._task, description=self._label, total=spec.steps, completed=0, start=True, left="starting"
         )
@@ -89,8 +102,7 @@ class SweepDisplay:
         """Print the run's line."""
         if record.outcome != "unsupported" and self._began:
             self._spent.append(time.monotonic() - self._began)
-        spec = record.spec
-        name = label(spec.get("workload"), spec.get("size"), spec.get("optimizer"), spec.get("strategy"))
+        name = self._name(record.spec)
         step = record.metrics.get("step_time_s")
         if record.outcome == "completed" and step is not None:
             text = Text(f"{name}: {quantities.seconds(step.value)} a step  [{record.run_id}]")
@@ -99,6 +111,17 @@ class SweepDisplay:
             reason = "" if record.outcome == "unsupported" else f": {record.reason}"
             text = Text(f"{name}: {record.outcome.replace('_', ' ')}{reason}", style="red")
         self._console.print(text, highlight=False, soft_wrap=True)
+
+    def _name(self, spec: Mapping[str, JsonValue]) -> str:
+        """Name a run in a line."""
+        size = f"-{spec['size']}" if spec.get("size") else ""
+        words = [
+            f"{spec.get('workload')}{size}",
+            spec.get("optimizer"),
+            spec.get("strategy"),
+            self._apart.get(_key(spec)),
+        ]
+        return " ".join(str(word) for word in words if word)
 
     def tell(self, text: str) -> None:
         """Print something else to know."""

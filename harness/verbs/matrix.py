@@ -14,6 +14,7 @@ from harness import plan
 from harness.errors import InvalidInputError, Problem
 from harness.registry import OPTIMIZERS, STRATEGIES, strategy
 from harness.spec import Precision
+from harness.varying import unusual, word_of
 from harness.verbs import specs as options
 
 if TYPE_CHECKING:
@@ -226,9 +227,11 @@ def _legend(found: Grid) -> Iterable[RenderableType]:
     runs = sum(each.reason is None for each in found.cells)
     words = [f"{MARKS[name]} {name}" for name in found.precisions]
     size = "" if found.base.size is None else f" {found.base.size}"
+    more = unusual(found.base.model_dump(mode="json"), shown=("workload", "size", *AXES))
+    told = "".join(f" {name}={word_of(value)}" for name, value in more.items())
     yield from _wrapped(
-        f"{found.base.workload}{size}: {runs:,} of {len(found.cells):,} cells run here. Each optimizer has a "
-        f"letter for each precision that it runs in under a strategy ({', '.join(words)}), and "
+        f"{found.base.workload}{size}{told}: {runs:,} of {len(found.cells):,} cells run here. Each optimizer has "
+        f"a letter for each precision that it runs in under a strategy ({', '.join(words)}), and "
         f"{UNSUPPORTED} where it does not; the reasons are below.",
         "",
     )

@@ -14,6 +14,7 @@ from rich.text import Text
 from harness.errors import InvalidInputError, Problem
 from harness.machine import MACHINE_SCHEMA_VERSION, Machine
 from harness.reports import quantities
+from harness.varying import varying
 from launch.local import command
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def command_lines(plan: Plan, files: Mapping[int, Path]) -> list[str]:
 
 
 def table(plan: Plan) -> RenderableType:
-    """Return a row a cell; the reasons of those that cannot run are among the `command_lines`."""
+    """Return a row a cell, with what tells it apart; why one cannot run is among the `command_lines`."""
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     rows.add_column("#", justify="right")
     for name in ("workload", "optimizer", "strategy"):
@@ -86,14 +87,16 @@ def table(plan: Plan) -> RenderableType:
     rows.add_column("ranks", justify="right")
     rows.add_column("memory", justify="right", no_wrap=True)
     rows.add_column("")
-    for cell in plan.cells:
+    specs = [cell.spec.model_dump(mode="json") for cell in plan.cells]
+    apart = varying(specs, shown=("workload", "size", "optimizer", "strategy", "world_size"))
+    for cell, words in zip(plan.cells, apart, strict=True):
         spec = cell.spec
         verdict = Text("unsupported", style="red") if cell.unsupported else Text("runs", style="green")
         size = "" if spec.size is None else f" {spec.size}"
         rows.add_row(
             str(cell.index),
             f"{spec.workload}{size}",
-            spec.optimizer,
+            Text(f"{spec.optimizer} {words}".strip()),
             spec.strategy,
             str(spec.world_size),
             quantities.size(cell.estimated_bytes),

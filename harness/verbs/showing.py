@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from harness.errors import InvalidInputError, Problem
 from harness.invocation import command
+from harness.record import is_curve
 from harness.reports import ledger, quantities
 from harness.reports.printable import copied, printable
 from harness.reports.standing import results_of
@@ -174,27 +176,45 @@ def _environment(record: RunRecord) -> list[RenderableType]:
 
 
 def _metrics(record: RunRecord) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("metric", overflow="fold")
-    for name in ("value", "p10", "p90", "p99"):
-        table.add_column(name, justify="right", no_wrap=True)
+    """Return a row a metric: of a sample its percentiles, of a curve its ends and its best point."""
+    samples, curves = (
+        _table("metric", "value", "p10", "p90", "p99"),
+        _table("curve", "first", "last", "best", "at step"),
+    )
     for metric in record.metrics.values():
         if ledger.is_told(metric.name):
             continue
-        quantiles = metric.quantiles or {}
-        table.add_row(
-            metric.name,
-            f"{'>= ' if metric.at_least else ''}{_format(metric, metric.value)}",
-            *(_format(metric, quantiles.get(q)) if quantiles else "" for q in ("p10", "p90", "p99")),
+        name = Text(printable(metric.name))
+        if is_curve(metric):
+            curves.add_row(name, *_ends(metric))
+            continue
+        # Of what grows over the steps, memory say, percentiles would tell nothing.
+        quantiles = metric.quantiles if metric.series_steps is None else None
+        samples.add_row(
+            name,
+            f"{'>= ' if metric.at_least else ''}{quantities.metric(metric, metric.value)}",
+            *(quantities.metric(metric, quantiles.get(q)) if quantiles else "" for q in ("p10", "p90", "p99")),
         )
+    return Group(samples, *([Text(""), curves] if curves.row_count else []))
+
+
+def _ends(metric: Metric) -> list[str]:
+    """Return a curve's first, last and best value, and the step of the best; empty where none is better."""
+    series = metric.series or ()
+    steps = metric.series_steps or range(1, len(series) + 1)
+    ends = [quantities.metric(metric, value) for value in (series[:1] + series[-1:])]
+    known = [(value, step) for step, value in zip(steps, series, strict=True) if value is not None]
+    finite = [(value, step) for value, step in known if math.isfinite(value)]
+    if metric.better == "neither" or not finite:
+        return [*ends, "", ""]
+    sign = 1 if metric.better == "lower" else -1
+    best, step = min(finite, key=lambda each: sign * each[0])
+    return [*ends, quantities.metric(metric, best), str(step)]
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column(first, overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
-
-
-def _format(metric: Metric, value: float | None) -> str:
-    if metric.unit == "s":
-        return quantities.seconds(value)
-    if metric.unit == "By" or metric.name.endswith("_bytes"):
-        return quantities.size(value)
-    if metric.name.endswith("_per_s"):
-        return quantities.rate(value)
-    return quantities.number(value)

@@ -36,7 +36,7 @@ def run(
 
     interrupted = False
     try:
-        with log, SweepDisplay(Console(stderr=True)) as display:
+        with log, SweepDisplay(Console(stderr=True), [cell.spec for cell in found.cells]) as display:
             pending = store.pending(store.read_sweep(log.sweep_id))
             built = Kernels(display.tell)
 

@@ -17,6 +17,7 @@ from harness.optimizers.algorithms import ALGORITHMS
 from harness.registry import OPTIMIZERS
 from harness.reports.printable import printable
 from harness.spec import suggest
+from harness.varying import word_of
 from harness.verification import proofs, shelf
 from harness.verification.certificate import Certificate
 from harness.verification.identity import Job, key, plain_job
@@ -149,9 +150,10 @@ def line(made: Certificate) -> str:
     where = "" if made.strategy == "single" else f" {made.strategy}"
     kind = "" if made.precision == "fp32" else f" {made.precision}"
     told = {"passed": "proved right", "wrong": "WRONG", "failed": "no proof", "unsupported": "no proof"}
-    words = f"{made.optimizer}{where}{kind}: {told[made.outcome]}"
+    name = f"{_named(made)}{where}{kind}"
+    words = f"{name}: {told[made.outcome]}"
     if made.outcome == "passed" and made.reference is None:
-        words = f"{made.optimizer}{where}{kind}: no fault found (no reference: only the checks that need none)"
+        words = f"{name}: no fault found (no reference: only the checks that need none)"
     if made.cause is not None:
         words += f": {made.cause}"
     elif made.reason is not None:
@@ -256,7 +258,7 @@ def table(found: Sequence[tuple[str, Certificate]]) -> RenderableType:
     shown.add_column("tensor", overflow="fold")
     for _, made in found:
         shown.add_row(
-            made.optimizer + (f" like {made.like}" if made.like else ""),
+            _named(made),
             f"{made.strategy} {made.precision}",
             Text(made.outcome if made.outcome != "unsupported" else "unsupp.", style=STYLES[made.outcome]),
             *_worst(made.worst),
@@ -270,6 +272,12 @@ def table(found: Sequence[tuple[str, Certificate]]) -> RenderableType:
     return Group(*parts)
 
 
+def _named(made: Certificate) -> str:
+    """Name what was proved, with the options that it was proved with."""
+    options = "".join(f" {name}={word_of(value)}" for name, value in made.options.items())
+    return f"{made.optimizer}{options}" + (f" like {made.like}" if made.like else "")
+
+
 def _worst(check: Check | None) -> list[str]:
     if check is None:
         return ["-", "-", "-", ""]
@@ -279,7 +287,7 @@ def _worst(check: Check | None) -> list[str]:
 
 def _notes(name: str, made: Certificate) -> list[Text]:
     told = functools.partial(Text, style="red" if made.outcome in {"wrong", "failed"} else "")
-    label = f"  {made.optimizer}"
+    label = f"  {_named(made)}"
     notes = []
     if made.cause is not None:
         notes.append(told(f"{label}: likely cause: {made.cause}"))

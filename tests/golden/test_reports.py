@@ -63,8 +63,8 @@ def record(
         metric("optimizer_state_bytes", 8_260_608, "B"),
         metric("peak_allocated_bytes", None, "B"),
         metric("rss_peak_bytes", 434_000_000, "B"),
-        metric("train_loss", loss, "1", series=(4.0, loss)),
-        metric("validation_loss", loss - 0.3, "1", series=(loss - 0.3,), series_steps=(40,)),
+        metric("train_loss", loss, "1", series=(4.0, loss), over_steps="last"),
+        metric("validation_loss", loss - 0.3, "1", series=(loss - 0.3,), series_steps=(40,), over_steps="last"),
     ]
     done = outcome == "completed"
     facts = {"optimizer": {"class": optimizer.partition("/")[0], "arguments": {"lr": 0.001}}, "ran_as": "foreach"}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 from rich.console import Console
 
@@ -27,6 +28,27 @@ def test_in_a_pipe_each_run_is_one_plain_line_and_no_bar_is_drawn():
         "gpt-nano adamw/apex ddp: unsupported",
         "gpt-nano my_package.optimizers:SignMomentum ddp: diverged: the training loss is nan on rank 1 in step 3",
         "Compiling something",
+    ]
+
+
+def test_a_line_of_progress_tells_whatever_varies_between_the_runs():
+    console = Console(file=io.StringIO(), force_terminal=False, width=40)
+    specs = [
+        RunSpec(workload="cnn", optimizer="adamw/foreach", seed=seed, precision=precision)
+        for seed, precision in ((0, "fp32"), (0, "bf16"), (1, "fp32"))
+    ]
+    cells = plan(specs, machine()).cells
+    with SweepDisplay(console, [cell.spec for cell in cells]) as display:
+        for number, cell in enumerate(cells, 1):
+            display.begin(cell, number, len(cells))
+            assert f"precision={cell.spec.precision} seed={cell.spec.seed}" in display._label
+            record = RECORDS[4].model_copy(update={"spec": json.loads(cell.spec.model_dump_json())})
+            display.end(record)
+    lines = console.file.getvalue().splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [
+        "cnn-small adamw/foreach single precision=fp32 seed=0",
+        "cnn-small adamw/foreach single precision=bf16 seed=0",
+        "cnn-small adamw/foreach single precision=fp32 seed=1",
     ]
 
 

@@ -249,7 +249,9 @@ def test_what_differs_beside_a_step_that_does_not_is_folded_away_but_for_memory(
     """Seven intervals share no correction."""
     alone = {**PLAIN[0].pairs[0].metrics, "step_time_s": estimate(1.0, 0.99, 1.01, "equivalent")}
     text = markdown(analysis(pair(verdict="equivalent", metrics=alone)), comparison())
-    before, _, after = text.partition("<details><summary>5 metrics beside the step, whose difference is not")
+    before, _, after = text.partition(
+        "<details><summary>5 metrics, 2 of which differ; the step shows no significant"
+    )
     assert "peak memory | 0.810x" in before
     assert "optimizer | 0.523x" in after
 
