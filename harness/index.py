@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 INDEX = ".index.json"
 LAYOUT = 2
 
-Stamp = tuple[int, int, int]
-"""Inode, size and modification time (ns) of a manifest."""
+Stamp = tuple[int, ...]
+"""Inode, size and modification time (ns) of a manifest; of an incomplete run also what `rank_stamp` tells."""
 
 
 class RunRow(BaseModel):
@@ -76,6 +76,16 @@ def stamp(folder: Path | str) -> Stamp | None:
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def rank_stamp(folder: Path | str) -> Stamp:
+    """Return what changes when rank files are copied in later: their number, their bytes, the latest change."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.stat(follow_symlinks=False) for entry in entries if entry.name.startswith("rank-")]
+    except OSError:
+        return ()
+    return len(found), sum(each.st_size for each in found), max((each.st_mtime_ns for each in found), default=0)
 
 
 def row_of(run_id: str, document: Mapping[str, Any]) -> RunRow:

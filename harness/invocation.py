@@ -13,6 +13,9 @@ RESULTS = Path("results")
 
 PROGRAM = "optbench"
 
+MODULES = ("harness.cli", "optbench.__main__")
+"""What ``python -m`` starts it by."""
+
 
 def command(*words: str, results: Path | None = None) -> str:
     """Return a command line that a shell in the current folder runs.
@@ -28,7 +31,7 @@ def command(*words: str, results: Path | None = None) -> str:
 def program() -> list[str]:
     """Return the words that start optbench as it was started here: its environment need not be activated."""
     main = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if main is not None and main.name.partition(".")[0] in {PROGRAM, __package__}:
+    if main is not None and main.name in MODULES:
         safe = ["-P"] if sys.flags.safe_path else []
         return [_shortest(Path(sys.executable)), *safe, "-m", main.name.removesuffix(".__main__")]
     started, beside = Path(sys.argv[0]), Path(sys.executable).with_name(PROGRAM)

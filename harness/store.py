@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.claims import claim, ranks_alive, unclaimed
 from harness.errors import CorruptFileError, InvalidInputError, Problem
-from harness.index import RunRow, load_rows, row_from_manifest, row_of, stamp, store_rows
+from harness.index import RunRow, load_rows, rank_stamp, row_from_manifest, row_of, stamp, store_rows
 from harness.manifest import MANIFEST, read_manifest, read_sealed, write_manifest
 from harness.rankfile import Line, RankFile, RankWriter, read_rank_file
 from harness.record import SCHEMA_VERSION, RunRecord
@@ -172,6 +172,18 @@ class Store:
         self.release(folder.name)
         return record
 
+    def join_run(self, run_id: str, spec: RunSpec) -> Path:
+        """Return the folder of a run that rank 0 made, made here where this node's disk does not have it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        folder = self.root / run_id
+        (folder / "log").mkdir(parents=True, exist_ok=True)
+        if not (folder / "spec.json").exists():
+            write_atomically(folder / "spec.json", encode(spec.model_dump()) + b"\n")
+        return folder
+
     def release(self, run_id: str) -> None:
         """Stop holding a run: its next reader finishes it. Nothing happens to a run that isn't held."""
         lock = self._locks.pop(run_id, None)
@@ -269,7 +281,8 @@ class Store:
     def _read(self, folder: Path) -> tuple[RunRecord, bool]:
         """Return the record, and whether the run is over."""
         try:
-            return read_manifest(folder), True
+            record = read_manifest(folder)
+            return self._looked_at_again(folder, record) if record.outcome == "incomplete" else record, True
         except FileNotFoundError:
             return self._unfinished(folder)
         except FutureVersionError:
@@ -277,6 +290,25 @@ class Store:
         except CorruptFileError as error:
             # What the manifest alone knew is lost, a wrong answer say: the rank files must not speak for it.
             return summarise(folder, "incomplete", f"how the run ended is unknown: {error}"), True
+
+    def _looked_at_again(self, folder: Path, record: RunRecord) -> RunRecord:
+        """Return the record of a run that was incomplete when last read, with what its rank files tell by now.
+
+        Each node of a run may write to a disk of its own; the folders are gathered later, file by file.
+        """
+        try:
+            found = summarise(folder)
+        except (CorruptFileError, OSError):
+            return record
+        if found.outcome == "incomplete" and _numbers(found) == _numbers(record):
+            return record
+        known = {"verification": record.verification}
+        if not found.environment.hardware:
+            known["environment"] = record.environment
+        found = found.model_copy(update=known)
+        with contextlib.suppress(OSError):  # a read-only store is read all the same
+            write_manifest(folder, found)
+        return found
 
     def _unfinished(self, folder: Path) -> tuple[RunRecord, bool]:
         with unclaimed(folder) as free:
@@ -317,9 +349,14 @@ class Store:
         fresh: dict[str, tuple[Stamp, RunRow]] = {}
         rows = []
         for run_id in self.run_ids():
-            seen, known = stamp(f"{self.root}/{run_id}"), cached.get(run_id)
+            folder, known = f"{self.root}/{run_id}", cached.get(run_id)
+            seen = stamp(folder)
+            if known is not None and known[1].outcome == "incomplete" and seen is not None:
+                seen += rank_stamp(folder)
             row = known[1] if known is not None and known[0] == seen else self._row(run_id)
-            if seen is not None:
+            if row.outcome == "incomplete" and row is not (known and known[1]):
+                seen = (stamp(folder) or ()) + rank_stamp(folder)
+            if seen:
                 fresh[run_id] = (seen, row)
             rows.append(row)
         if fresh != cached:
@@ -330,7 +367,9 @@ class Store:
         folder = self.root / run_id
         try:
             if (folder / MANIFEST).exists():
-                return row_from_manifest(folder)
+                row = row_from_manifest(folder)
+                if row.outcome != "incomplete":
+                    return row
             record, over = self._read(folder)
             row = row_of(run_id, record.model_dump())
         except (CorruptFileError, OSError) as error:
@@ -434,3 +473,8 @@ class Store:
             return self._read(self.root / run_id)[0].outcome != "incomplete"
         except (CorruptFileError, OSError):
             return False
+
+
+def _numbers(record: RunRecord) -> str:
+    """Return all that a record has measured, as text: a NaN is equal to itself."""
+    return record.model_dump_json(include={"metrics"})

@@ -30,6 +30,7 @@ from harness.errors import (
 )
 from harness.garbage import collection_paused
 from harness.interfaces import DataShard, Observed, World
+from harness.invocation import command
 from harness.leaving import leave_world
 from harness.loop import steps, turns
 from harness.rankfile import RankWriter, read_rank_file
@@ -87,20 +88,23 @@ def _by_hand(plan: Path, results: Path) -> int:
         )
         return 2
     store = Store(results)
-    folder = str(store.new_run(spec)) if rank == 0 else ""
+    run_id = store.new_run(spec).name if rank == 0 else ""
     if world_size > 1:
         # Through torchrun's key-value store, which needs no process group beside the run's own.
         shared, _, _ = next(rendezvous("env://"))
         names = PrefixStore("optbench", shared)
         if rank == 0:
-            names.set("folder", folder)
-        folder = names.get("folder").decode()
-    run = Path(folder)
+            names.set("run", run_id)
+        run_id = names.get("run").decode()
+    run = store.join_run(run_id, spec)  # a node may have a disk of its own
     code = _Rank(spec, run).run()
     if rank == 0:
         _wait_for_ranks(run, world_size)
         record = store.finish(run.name)
         print(f"{run}: {record.outcome}" + (f": {record.reason}" if record.reason else ""))
+        if record.outcome == "incomplete":
+            print(f"Copy what other nodes have of {run.name} into {run}; then:")
+            print(f"  {command('show', run.name, results=results)}")
     return code
 
 

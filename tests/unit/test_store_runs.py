@@ -485,3 +485,87 @@ def test_a_run_that_cannot_be_made_leaves_nothing_and_names_the_file(tmp_path: P
 def test_the_store_needs_no_torch() -> None:
     code = "import sys, harness.store, harness.claims; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+# Files that come later
+
+
+def of_two(folder: Path, rank: int, loss: float) -> None:
+    writer = RankWriter(folder / f"rank-{rank}.jsonl")
+    writer.begin(rank, 2)
+    writer.readings([Reading(STEP_TIME, series=[loss, loss / 2, loss / 2, loss / 2])])
+    writer.end()
+    writer.close()
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> tuple[Store, Store, str]:
+    """Two nodes' own stores with the same run, whose rank 0 has ended; and its id."""
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    spec = SPEC.model_copy(update={"world_size": 2})
+    run_id = here.new_run(spec).name
+    assert there.join_run(run_id, spec) == there.root / run_id
+    of_two(here.root / run_id, 0, 0.5)
+    of_two(there.root / run_id, 1, 1.0)
+    here.finish(run_id, verification={"outcome": "passed"})
+    return here, there, run_id
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("first", ["rank 0's manifest", "the other node's, by a reader"])
+def test_a_run_is_complete_once_the_other_nodes_files_are_copied_in(
+    nodes: tuple[Store, Store, str], first: str, *, listed: bool
+) -> None:
+    here, there, run_id = nodes
+    assert here.read(run_id).outcome == there.read(run_id).outcome == "incomplete"
+    assert [row.outcome for row in (*here.runs(), *there.runs())] == ["incomplete"] * 2
+    source, target = (there, here) if first == "rank 0's manifest" else (here, there)
+    for path in (source.root / run_id).glob("rank-*"):
+        shutil.copy2(path, target.root / run_id)  # with its old time
+    row = target.runs()[0] if listed else None
+    record = target.read(run_id)
+    assert (record.outcome, record.reason) == ("completed", None)
+    assert record.metrics["step_time_s"].per_rank == (0.25, 0.5)
+    assert target.read(run_id) == record
+    assert [(each.outcome, each.step_time_s) for each in target.runs()] == [("completed", 0.5)]
+    assert row is None or row.outcome == "completed"
+    if target is here:
+        assert record.verification == {"outcome": "passed"}
+
+
+def test_whole_folders_copied_over_one_another_make_one_run(nodes: tuple[Store, Store, str]) -> None:
+    here, there, run_id = nodes
+    there.read(run_id)  # writes a manifest there, which is copied, too
+    shutil.copytree(there.root, here.root, dirs_exist_ok=True)
+    assert here.read(run_id).outcome == "completed"
+
+
+def test_what_some_of_the_missing_files_tell_is_in_the_reason(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.new_run(SPEC.model_copy(update={"world_size": 3}))
+    of_two(folder, 0, 0.5)
+    assert store.finish(folder.name).reason == "ranks 1, 2: no file"
+    of_two(folder, 1, 0.5)
+    assert store.read(folder.name).reason == "rank 2: no file"
+    assert store.runs()[0].reason == "rank 2: no file"
+
+
+def test_a_run_that_was_interrupted_keeps_its_launchers_reason(store: Store) -> None:
+    folder = store.new_run(SPEC)
+    train(folder, end=False)
+    record = store.finish(folder.name, "incomplete", "interrupted")
+    assert record.reason == "interrupted"
+    for _ in range(2):
+        assert store.runs()[0].reason == "interrupted"
+        assert store.read(folder.name) == record
+
+
+def test_a_run_that_is_incomplete_is_not_read_anew_while_nothing_changes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = store.new_run(SPEC)
+    train(folder, end=False)
+    store.finish(folder.name)
+    first = store.runs()
+    monkeypatch.setattr(store, "_row", lambda _: pytest.fail("read anew"))
+    assert store.runs() == first
