@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from harness.checks.curves import parting
 from harness.likeness import TASK, Difference, differences, table
-from harness.pairing import read
+from harness.pairing import nearest, read
 from harness.spec import OPTION_TABLES
+from harness.varying import varying
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,6 +35,9 @@ TRAINING = (
     *TASK,
 )
 """Fields that make two runs of one algorithm the same training: their losses are one curve."""
+
+SHOWN = ("optimizer", "workload", "size", "strategy", "precision", "world_size")
+"""Fields by which a run is named in any case."""
 
 OPTIONS = {
     "workload": "--workload",
@@ -149,6 +153,21 @@ class StoredPair(_Frozen):
         return tuple(each for each in self.exact if each.same is False)
 
 
+class Unmatched(_Frozen):
+    """Runs of two folders that are no pairs."""
+
+    left: int
+    """Of the first folder, without a partner."""
+    right: int
+    differ: dict[str, int]
+    """Field -> how many runs of the first folder it keeps from the most alike of the second."""
+    a: Side | None = None
+    """The two that are most alike; None: a side has none that can be read."""
+    b: Side | None = None
+    fields: dict[str, tuple[JsonValue, JsonValue]] = {}
+    """In which these two differ, with both values."""
+
+
 class StoredComparison(_Frozen):
     """Stored runs, pair by pair."""
 
@@ -156,6 +175,8 @@ class StoredComparison(_Frozen):
     pairs: tuple[StoredPair, ...]
     alone: tuple[Side, ...] = ()
     """Runs without a partner."""
+    unmatched: Unmatched | None = None
+    """Why they have none; None: all of one side have."""
 
     @property
     def refused(self) -> bool:
@@ -169,9 +190,34 @@ def compare_runs(couples: Sequence[Couple]) -> StoredComparison:
     Args:
         couples: as `read` gives them.
     """
+    left = [a for a, b in couples if a is not None and b is None]
+    right = [b for a, b in couples if a is None and b is not None]
     return StoredComparison(
+        unmatched=_unmatched(left, right) if left and right else None,
         pairs=tuple(_pair(a, b) for a, b in couples if a is not None and b is not None),
-        alone=tuple(_side(each) for couple in couples if None in couple for each in couple if each is not None),
+        alone=_alone([*left, *right]),
+    )
+
+
+def _alone(records: Sequence[RunRecord]) -> tuple[Side, ...]:
+    """Return runs without a partner, each with whatever tells it from the others."""
+    words = varying([record.spec for record in records], shown=SHOWN)
+    sides = [(_side(record), told) for record, told in zip(records, words, strict=True)]
+    return tuple(side.model_copy(update={"where": f"{side.where} {told}".strip()}) for side, told in sides)
+
+
+def _unmatched(left: Sequence[RunRecord], right: Sequence[RunRecord]) -> Unmatched:
+    found = nearest(left, right)
+    if found is None:
+        return Unmatched(left=len(left), right=len(right), differ={})
+    specs = [{**record.spec, "algorithm": record.algorithm} for record in found.pair]
+    return Unmatched(
+        left=len(left),
+        right=len(right),
+        differ=dict(found.differ),
+        a=_side(found.pair[0]),
+        b=_side(found.pair[1]),
+        fields={field: (specs[0].get(field), specs[1].get(field)) for field in found.fields},
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +96,48 @@ def match(left: Sequence[RunRecord], right: Sequence[RunRecord]) -> list[Couple]
     taken = set(partner.values())
     couples += [(None, record) for index, record in enumerate(right) if index not in taken]
     return couples
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Why runs of two folders are no pairs.
+
+    Attributes:
+        differ: each field that keeps runs of the first folder from the most alike of the second, and how many;
+            the most frequent first.
+        pair: the two that are most alike.
+        fields: in which these two differ.
+    """
+
+    differ: tuple[tuple[str, int], ...]
+    pair: tuple[RunRecord, RunRecord]
+    fields: tuple[str, ...]
+
+
+def nearest(left: Sequence[RunRecord], right: Sequence[RunRecord]) -> Nearest | None:
+    """Say what keeps runs without a partner from being pairs; None: a side has none that can be read.
+
+    Args:
+        left: runs of the first folder that have no partner.
+        right: runs of the second.
+    """
+    readable = [record for record in right if record.spec]
+    best: list[tuple[tuple[str, ...], RunRecord, RunRecord]] = []
+    for record in left:
+        if record.spec and readable:
+            told = [(_kept_apart_by(record, other), other) for other in readable]
+            fields, other = min(told, key=lambda each: len(each[0]))
+            best.append((fields, record, other))
+    if not best:
+        return None
+    counts = Counter(field for fields, _, _ in best for field in fields)
+    fields, one, other = min(best, key=lambda each: len(each[0]))
+    return Nearest(tuple(counts.most_common()), (one, other), fields)
+
+
+def _kept_apart_by(one: RunRecord, other: RunRecord) -> tuple[str, ...]:
+    fields = tuple(field for field in SAME if one.spec.get(field) != other.spec.get(field))
+    return fields if one.algorithm == other.algorithm else ("algorithm", *fields)
 
 
 def _equal(left: Sequence[RunRecord], right: Sequence[RunRecord]) -> dict[int, int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from harness.compare import SITTINGS
 from harness.reports.markdown import code, escaped, folded
 from harness.reports.stored import (
+    FEW,
     MOST_ROWS,
     bounded,
     counted,
@@ -17,6 +18,7 @@ from harness.reports.stored import (
     shown_times,
     shown_value,
     told,
+    unmatched_lines,
 )
 from harness.reports.words import times
 
@@ -30,7 +32,10 @@ def markdown(found: StoredComparison) -> str:
     """Return stored runs for a pull request's comment or a job's summary."""
     parts = [part for pair in found.pairs for part in _pair(pair)]
     if found.alone:
-        lines = [f"- {_named(side)}: {escaped(side.outcome.replace('_', ' '))}" for side in found.alone]
+        lines = [f"- {_named(side)}: {escaped(side.outcome.replace('_', ' '))}" for side in found.alone[:FEW]]
+        lines += [f"- {len(found.alone) - FEW} more"] if len(found.alone) > FEW else []
+        if found.unmatched is not None:
+            parts.append("\n".join(f"- {escaped(line.strip())}" for line in unmatched_lines(found.unmatched)))
         parts += ["**Without a partner**", "\n".join(lines)]
     return "\n\n".join(parts or ["No runs to compare."]) + "\n"
 

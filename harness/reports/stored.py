@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from harness.compare import Exact, Losses, Side, StoredComparison, StoredPair, Timed
+    from harness.compare import Exact, Losses, Side, StoredComparison, StoredPair, Timed, Unmatched
     from harness.likeness import Difference
 
 SHOWN = ("step_time_s", "data_time_s", "forward_time_s", "backward_time_s", "optimizer_time_s")
@@ -37,6 +37,9 @@ LIVE = "For evidence time both in one sitting"
 MOST_ROWS = 24
 """Counts of a pair in the table; ``--json`` has them all."""
 
+FEW = 5
+"""Runs without a partner that are listed; ``--json`` has them all."""
+
 LONGEST = 300
 
 
@@ -50,10 +53,34 @@ def render(found: StoredComparison, results: Path | None = None) -> RenderableTy
     parts: list[RenderableType] = []
     for pair in found.pairs:
         parts += [*_pair(pair, results), Text("")]
-    for side in found.alone:
+    if found.unmatched is not None:
+        parts += [Text(line, style="yellow") for line in unmatched_lines(found.unmatched)]
+    for side in found.alone[:FEW]:
         reason = f": {printable(side.reason, LONGEST)}" if side.reason and side.outcome != "completed" else ""
         parts.append(Text(f"no partner: {_named(side)} {side.outcome.replace('_', ' ')}{reason}", style="yellow"))
+    more = len(found.alone) - FEW
+    parts += [Text(f"{more} more without a partner: --json lists all", style="dim")] if more > 0 else []
     return Encoded(Group(*parts))
+
+
+def unmatched_lines(found: Unmatched) -> list[str]:
+    """Say how many runs have no partner, what keeps them from having one, and which two come nearest."""
+    lines = [f"without a partner: {_runs(found.left)} of A, {_runs(found.right)} of B"]
+    if found.differ:
+        told = ", ".join(f"{field} ({count} of {found.left})" for field, count in found.differ.items())
+        lines.append(f"  A's runs differ from the most alike of B in: {told}")
+    if found.a is not None and found.b is not None and found.fields:
+        values = ", ".join(
+            f"{field} {shown_value(a)} / {shown_value(b)}" for field, (a, b) in found.fields.items()
+        )
+        lines.append(f"  nearest: A {_named(found.a)}")
+        lines.append(f"           B {_named(found.b)}")
+        lines.append(f"           in which differ: {values}")
+    return lines
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'' if count == 1 else 's'}"
 
 
 def document(found: StoredComparison) -> dict[str, Any]:
@@ -79,6 +106,7 @@ def document(found: StoredComparison) -> dict[str, Any]:
             }
             for pair in found.pairs
         ],
+        "unmatched": found.unmatched.model_dump(mode="json") if found.unmatched is not None else None,
         "alone": [side.model_dump(mode="json") for side in found.alone],
     }
 

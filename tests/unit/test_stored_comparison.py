@@ -380,3 +380,38 @@ def test_a_damaged_run_that_was_named_itself_is_an_error(store):
     (store.root / b / "spec.json").write_text("{")
     with pytest.raises(CorruptFileError, match=r"spec\.json"):
         read([a, b], store)
+
+
+def test_folders_without_a_pair_say_how_many_what_differs_most_and_which_come_nearest():
+    left = [record(number, spec={"seed": number}) for number in range(1, 13)]
+    right = [record(number, spec={"strategy": "fsdp2", "precision": "bf16"}) for number in range(21, 33)]
+    right.append(record(33, spec={"strategy": "fsdp2"}))
+    couples = match(left, right)
+    found = compare_runs(couples)
+    assert (found.pairs, len(found.alone)) == ((), 25)
+    told = found.unmatched
+    assert (told.left, told.right, told.differ) == (12, 13, {"strategy": 12})
+    assert (told.b.run_id, told.fields) == (right[-1].run_id, {"strategy": ("ddp", "fsdp2")})
+    lines = text_of(*couples).splitlines()
+    assert lines[0] == "without a partner: 12 runs of A, 13 runs of B"
+    assert "in which differ: strategy ddp / fsdp2" in " ".join(text_of(*couples).split())
+    assert len(lines) < 20
+    assert lines[-1] == "20 more without a partner: --json lists all"
+    assert len(document(found)["alone"]) == 25
+    assert document(found)["unmatched"]["differ"] == {"strategy": 12}
+    assert markdown(found).count("\n- ") < 15
+
+
+def test_another_algorithm_is_told_as_what_keeps_runs_apart():
+    couples = match([record(1)], [record(2, spec={"optimizer": "sgd/foreach"})])
+    assert compare_runs(couples).unmatched.fields == {"algorithm": ("adamw", "sgd")}
+
+
+def test_folders_of_which_one_has_nothing_left_over_have_no_such_summary():
+    assert compare_runs(match([record(1)], [record(2), record(3, spec={"strategy": "fsdp2"})])).unmatched is None
+
+
+def test_runs_that_cannot_be_read_are_counted_and_come_near_nothing():
+    gone = RunRecord(run_id="20261123T060001-aaaabbbbccccdddd", spec={}, outcome="missing", reason="gone")
+    told = compare_runs(match([gone], [record(2)])).unmatched
+    assert (told.left, told.right, told.a) == (1, 1, None)
