@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from harness import cli_comparisons, user_path
-from harness.errors import CorruptFileError, InvalidInputError, OptbenchError, Problem
+from harness.errors import CorruptFileError, Interruption, InvalidInputError, OptbenchError, Problem
 from harness.invocation import command
 from harness.verbs import here
 from harness.verbs import specs as options
@@ -91,14 +91,14 @@ def _interrupt(_number: int, _frame: object) -> NoReturn:
     """End the work in hand; a second signal must not cut short what ends its processes."""
     for number in INTERRUPTIONS:
         signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    raise Interruption
 
 
 @app.command("list")
 def list_(
     kind: Annotated[
         str,
-        typer.Argument(metavar="KIND", help="workloads, optimizers, strategies, collectors, reports or sweeps."),
+        typer.Argument(metavar="KIND", help="workloads, optimizers, strategies, collectors or sweeps."),
     ] = "",
     as_json: options.Json = False,
     machine_file: options.MachineFile = None,
@@ -182,9 +182,10 @@ def plan(
     files = write_cells(found, write) if write is not None else {}
     if as_json:
         cells = [{**cell.model_dump(mode="json"), "command": command_line(cell, files)} for cell in found.cells]
-        print_json({"cells": cells})
+        print_json({"cells": cells, "entry_points": here.faults()})
     else:
         output.print(table(found))
+        here.print_faults(output)
         for line in command_lines(found, files):  # not wrapped: they are to be copied
             output.print(line, soft_wrap=True, markup=False)
 
@@ -200,9 +201,10 @@ def _print_matrix(
     )
     found = matrix.grid(base, names, machine, here.available_bytes(machine, everything=machine_file is not None))
     if as_json:
-        print_json(matrix.document(found))
+        print_json({**matrix.document(found), "entry_points": here.faults()})
     else:
         output.print(matrix.table(found), soft_wrap=True)
+        here.print_faults(output)
 
 
 @app.command()
@@ -272,6 +274,7 @@ def run(
         machine = here.machine(None, sweep.runs)
         found = here.plan(sweep.runs, machine)
         log = store.new_sweep(sweep.name, sweep.runs)
+    here.print_faults(errors)
     proving = machine if verify else None
     raise typer.Exit(training.run(found, store, log, master_port, proving=proving, as_json=as_json))
 

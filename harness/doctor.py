@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import gauges, links, plan, registry, system
+from harness.entry_points import Fault  # noqa: TC001  # pydantic evaluates it
 from harness.remedies import Missing, missing
-from harness.reports import quantities
+from harness.reports import faults, quantities
 from harness.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class Doctor(BaseModel):
     strategies: tuple[Part, ...]
     noise: Noise
     missing: tuple[Missing, ...]
+    entry_points: tuple[Fault, ...] = ()
+    """Of installed packages: those that are not used, and why."""
     advice: tuple[str, ...]
     """What makes measurements here doubtful, and what to do about it."""
 
@@ -114,6 +117,7 @@ def examine(machine: Machine) -> Doctor:
         strategies=tuple(_strategies(machine)),
         noise=noise,
         missing=tuple(missing(machine)),
+        entry_points=tuple(registry.faults()),
         advice=tuple(advice(noise, machine.cores)),
     )
 
@@ -190,7 +194,7 @@ def _strategies(machine: Machine) -> Iterator[Part]:
         for optimizer in optimizers:
             asked = RunSpec(workload="linear_regression", optimizer=optimizer.name, strategy=name)
             spec = plan.resolve(asked, traits, optimizer, chosen, machine)
-            reasons.append(chosen.unsupported(spec, traits, optimizer.traits, machine))
+            reasons.append(plan.refusal(chosen, spec, traits, optimizer.traits, machine))
             if reasons[-1] is None:
                 break
         runs = None in reasons and machine.torch is not None
@@ -209,6 +213,7 @@ def render(doctor: Doctor) -> RenderableType:
         parts += [_heading("Cannot run"), unable, Text("")]
     if doctor.missing:
         parts += [_heading("Missing"), _missing_table(doctor.missing), Text("")]
+    parts.append(faults.table(doctor.entry_points))
     parts += [Text(f"! {line}", style="yellow") for line in doctor.advice]
     if not doctor.advice:
         parts.append(Text("Quiet enough to measure.", style="green"))

@@ -37,6 +37,10 @@ class OptbenchError(Exception):
     """Base of every error that optbench raises on purpose."""
 
 
+class Interruption(KeyboardInterrupt):
+    """The user, or the system, asks the command to end: no module raises this, as some do KeyboardInterrupt."""
+
+
 class InvalidInputError(OptbenchError):
     """The words or the files given are wrong; holds every problem found, not the first (exit code 2)."""
 

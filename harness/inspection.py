@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from harness import system
 from harness.interfaces import WorkloadTraits
 from harness.machine import Accelerator, Constructor, Machine
-from harness.registry import OPTIMIZERS, Registry, load
+from harness.plugin_checks import explain, mapping_problem
+from harness.registry import OPTIMIZERS
 from harness.spec import suggest
+from harness.targets import import_module, load, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -124,23 +126,27 @@ def json_safe(value: object) -> JsonValue:
 
 def optimizer_families(skip: Mapping[str, str]) -> dict[str, Any]:
     """Return module -> its optimizers by name, or the error text of a family that cannot be imported."""
-    # Registry's own method: the optimizers' one imports every family and so fails with the first broken one.
-    targets = Registry.targets(OPTIMIZERS)
-    return {
-        target.partition(":")[0]: _guarded(target, skip, load, lambda error: error) for target in targets.values()
-    }
+    targets = OPTIMIZERS.family_targets().values()
+    return {target.partition(":")[0]: _guarded(target, skip, _family, lambda error: error) for target in targets}
+
+
+def _family(target: str) -> Any:
+    """Return a family's optimizers, or in words why it has none."""
+    found = load(target)
+    return mapping_problem(found) or found
 
 
 def _registered(families: Mapping[str, Any]) -> Iterator[str]:
     for optimizers in families.values():
         if not isinstance(optimizers, str):
-            yield from (optimizer.target for optimizer in optimizers.values())
+            targets = (getattr(optimizer, "target", None) for optimizer in optimizers.values())
+            yield from (target for target in targets if isinstance(target, str))
 
 
 def _family_probes(families: Mapping[str, Any], skip: Mapping[str, str]) -> dict[str, dict[str, JsonValue]]:
     """Return family -> what its probe found; by the family's name, as planning asks for it."""
     found: dict[str, dict[str, JsonValue]] = {}
-    for name, target in Registry.targets(OPTIMIZERS).items():
+    for name, target in OPTIMIZERS.family_targets().items():
         module = target.partition(":")[0]
         optimizers = families[module]
         if isinstance(optimizers, str):
@@ -171,8 +177,6 @@ def _guarded(
     announce(target)
     try:
         return look(target)
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # noqa: BLE001  # a module that calls sys.exit when imported, say
         return failed(explain(error))
 
@@ -185,19 +189,13 @@ def _failed_facts(reason: str) -> dict[str, JsonValue]:
     return {"error": reason}
 
 
-def explain(error: BaseException) -> str:
-    """Return an exception in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
-
-
 def _near(target: str) -> str:
     """Return the optimizers of the target's module, for the remedy of a class that it has not."""
-    module, _, name = target.partition(":")
+    module, name = split(target)
     base = importlib.import_module("torch.optim").Optimizer
     classes = [
         each
-        for each, value in vars(importlib.import_module(module)).items()
+        for each, value in vars(import_module(module)).items()
         if isinstance(value, type) and issubclass(value, base) and value is not base
     ]
     remedy = suggest(name, classes)

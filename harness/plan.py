@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harness import precision
 from harness.errors import InvalidInputError, Problem
 from harness.interfaces import Target, WorkloadSize, WorkloadTraits
-from harness.registry import OPTIMIZERS, STRATEGIES, WORKLOADS, is_target, static_traits, strategy
+from harness.registry import OPTIMIZERS, STRATEGIES, WORKLOADS, static_traits, strategy
 from harness.spec import OPTION_TABLES, RunSpec, suggest
+from harness.targets import is_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -201,8 +202,8 @@ def cell(index: int, where: str, spec: RunSpec, parts: Parts, machine: Machine, 
         spec=spec,
         unsupported=_too_few_devices(spec, machine)
         or precision.unsupported(spec, optimizer.traits, machine)
-        or chosen.unsupported(spec, traits, optimizer.traits, machine)
-        or optimizer.unsupported(spec, traits, machine)
+        or refusal(chosen, spec, traits, optimizer.traits, machine)
+        or refusal(optimizer, spec, traits, machine)
         or _too_large(spec, estimate, machine, available_bytes),
         kernels=kernels_of(spec, optimizer, chosen),
         estimated_bytes=estimate,
@@ -375,6 +376,18 @@ def read_plan_file(path: Path) -> RunSpec:
     return cell.spec
 
 
+def refusal(asked: Optimizer | Strategy, spec: RunSpec, *about: Any) -> str | None:
+    """Return why an optimizer or a strategy refuses a spec; one that cannot even tell is refused for that."""
+    try:
+        told: str | None = asked.unsupported(spec, *about)
+    except Exception as error:
+        if asked.name in {*STRATEGIES.own(), *OPTIMIZERS.own_names()}:
+            raise
+        what = f"{asked.name} cannot tell whether it runs here: {type(error).__name__}: {error}"
+        return f"{what}; report this to its maintainers"
+    return told
+
+
 def optimizer_runs_here(name: str, machine: Machine) -> str | None:
     """Return None where the optimizer can train some registered workload on one rank, else why not."""
     optimizer = OPTIMIZERS.get(name)
@@ -385,7 +398,7 @@ def optimizer_runs_here(name: str, machine: Machine) -> str | None:
         except InvalidInputError:  # an installed package's, which has to be probed: ours are enough to tell
             continue
         spec = resolve(RunSpec(workload=workload, optimizer=name), traits, optimizer, strategy("single"), machine)
-        reason = optimizer.unsupported(spec, traits, machine)
+        reason = refusal(optimizer, spec, traits, machine)
         if reason is None:
             return None
         reasons.append(reason)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -29,7 +28,8 @@ from harness.cache import cache_dir
 from harness.errors import InvalidInputError, Problem
 from harness.garbage import collection_paused
 from harness.machine import MACHINE_SCHEMA_VERSION, Constructor, Machine
-from harness.registry import OPTIMIZERS, Registry
+from harness.registry import OPTIMIZERS
+from harness.targets import source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -133,9 +133,7 @@ def fingerprint() -> str:
         "packages": system.packages(),
         "modules": [[name, *_stamp(_origin(name))] for name in MODULES],
         "sources": [[str(path), *_stamp(path)] for path in _sources()],
-        "entry_points": sorted(
-            f"{point.name} {point.value}" for point in importlib.metadata.entry_points(group="optbench.optimizers")
-        ),
+        "entry_points": sorted(f"{point.name} {point.target} {point.package}" for point in OPTIMIZERS.installed()),
         "variables": {name: os.environ.get(name) for name in VARIABLES},
         "limits": [system.affinity_mask(), system.cores_usable(), system.memory_usable()],
         "drivers": [[str(path), *_stamp(path)] for path in _drivers()],
@@ -248,8 +246,10 @@ def _write(file: Path, found: Machine) -> None:
 def _sources() -> Iterator[Path]:
     """Yield the files that decide what the probe asks."""
     yield from (Path(__file__), Path(__file__).with_name("inspection.py"), Path(__file__).with_name("system.py"))
-    modules = {target.partition(":")[0] for target in Registry.targets(OPTIMIZERS).values()}
-    yield from (Path(origin) for origin in map(_origin, sorted(modules)) if origin)
+    for target in sorted(OPTIMIZERS.family_targets().values()):
+        file = source(target)
+        if file is not None:
+            yield file
 
 
 def _origin(module: str) -> str | None:

@@ -3,54 +3,64 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
-import importlib
-import importlib.metadata
-import importlib.util
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import BaseModel
 
-from harness.errors import InvalidInputError, Problem
+from harness import entry_points, plugin_checks, targets, user_path
+from harness.errors import Interruption, InvalidInputError, Problem
 from harness.spec import suggest
+from harness.targets import is_target, load
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from harness.entry_points import EntryPoint, Fault
     from harness.interfaces import Optimizer, Strategy
+
+__all__ = ["COLLECTORS", "OPTIMIZERS", "STRATEGIES", "WORKLOADS", "Registry", "is_target", "load", "strategy"]
 
 FEW = 12
 """So many names are listed where none is near; of more, the word is given that lists them."""
 
+YOURS = "yours: package.module:Class, or ./file.py:Class"
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def is_target(name: str) -> bool:
-    """Say whether ``name`` is written as out-of-tree code: ``package.module:Class``."""
-    module, colon, attribute = name.partition(":")
-    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")])
+@contextlib.contextmanager
+def output_kept() -> Iterator[None]:
+    """Send what strangers' code prints on standard output to standard error: our own output is parsed."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed: nothing to keep
+        yield
+        return
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
-def load(target: str) -> Any:
-    """Import ``module:attribute``.
-
-    Raises:
-        ImportError, AttributeError: as importing raised it.
-    """
-    module, _, attribute = target.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in attribute.split("."):
-        found = getattr(found, part)
-    return found
-
-
-@functools.cache
-def _installed(group: str, path: tuple[str, ...]) -> Mapping[str, str]:
-    """Return the entry points of a group; reading every installed package's takes milliseconds, hence once."""
-    del path  # where packages are looked for: a key of the cache only
-    return {point.name: point.value for point in importlib.metadata.entry_points(group=group)}
+def guarded(look: Callable[[], Any]) -> tuple[Any, str | None]:
+    """Return what strangers' code gives, or why it gives nothing, whatever it raises."""
+    try:
+        with output_kept():
+            return look(), None
+    except Interruption:
+        raise
+    except BaseException as error:  # noqa: BLE001  # sys.exit() in a module, say
+        return None, plugin_checks.explain(error)
 
 
 class Registry:
@@ -68,10 +78,29 @@ class Registry:
         self.plural = plural
         self._package = package
 
+    def own(self) -> Mapping[str, str]:
+        """Return our own names with their ``module:attribute``."""
+        found: Mapping[str, str] = load(f"{self._package}:REGISTRY")
+        return found
+
+    def installed(self) -> list[EntryPoint]:
+        """Return the entry points of installed packages that can be used; each is imported in another process."""
+        return self._looked_at()[0]
+
+    def faults(self) -> list[Fault]:
+        """Return what is wrong with the others."""
+        return self._looked_at()[1]
+
+    def _looked_at(self) -> tuple[list[EntryPoint], list[Fault]]:
+        declared = entry_points.find(self.plural, self.own())
+        unusable = entry_points.unusable(tuple(declared.sound.values()), tuple(sys.path))
+        broken = {each.name for each in unusable}
+        usable = [point for name, point in declared.sound.items() if name not in broken]
+        return usable, [*declared.faults, *unusable]
+
     def targets(self) -> dict[str, str]:
-        """Return every name with its ``module:attribute``, ours first."""
-        own: Mapping[str, str] = load(f"{self._package}:REGISTRY")
-        return {**_installed(f"optbench.{self.plural}", tuple(sys.path)), **own}
+        """Return every name that can be used with its ``module:attribute``, ours first."""
+        return {**self.own(), **{point.name: point.target for point in self.installed()}}
 
     def names(self) -> list[str]:
         """Return the registered names."""
@@ -80,11 +109,21 @@ class Registry:
     def remedy(self, name: str) -> str | None:
         """Return what to write instead of an unknown name; None: the name is fine."""
         names = self.names()
-        if name in names or is_target(name):
+        if name in names:
             return None
+        if targets.is_file(name):
+            return _no_file(name)
+        if is_target(name):
+            return targets.taken(name, user_path.folder())
         near = suggest(name, names) or ""
         few = near if len(names) <= FEW or near.startswith("did you mean") else ""
-        return f"{few}  (yours: package.module:Class; all: optbench list {self.plural})".lstrip()
+        told = f"{few}  ({YOURS}; all: optbench list {self.plural})".lstrip()
+        return "; ".join([told, *self._why_not(name)])
+
+    def _why_not(self, name: str) -> list[str]:
+        """Return why an installed name cannot be used, or what is wrong with any: the name may be one of those."""
+        faults = self.faults()
+        return [str(each) for each in faults if each.name == name] or [str(each) for each in faults]
 
     def target(self, name: str) -> str:
         """Return ``module:attribute`` for a name, or for out-of-tree code the name itself.
@@ -92,6 +131,9 @@ class Registry:
         Raises:
             InvalidInputError: naming the near or known names.
         """
+        found = self.own().get(name)
+        if found is not None:
+            return found  # whatever is installed
         remedy = self.remedy(name)
         if remedy is not None:
             raise InvalidInputError([Problem(self.kind, f"unknown name {name!r}", remedy)])
@@ -102,9 +144,21 @@ class Registry:
         return load(self.target(name))
 
 
+def _no_file(name: str) -> str | None:
+    """Return what is wrong with a name of a file; None: the file is there and a class is named."""
+    file = Path(name if name.endswith(targets.SUFFIX) else targets.split(name).module)
+    if not file.is_file():
+        return f"there is no file {file}"
+    if is_target(name):
+        return None
+    known = targets.classes_in(file)
+    return f"name a class of it: {name.removesuffix(':')}:{known[0] if known else 'Class'}" + (
+        f"  (it has {', '.join(known)})" if len(known) > 1 else ""
+    )
+
+
 WORKLOADS = Registry("workload", "workloads", "workloads")
 COLLECTORS = Registry("collector", "collectors", "harness.collectors")
-REPORTS = Registry("report", "reports", "harness.reports")
 STRATEGIES = Registry("strategy", "strategies", "harness.strategies")
 
 
@@ -114,19 +168,22 @@ def strategy(name: str) -> Strategy:
     Raises:
         InvalidInputError: the name is unknown, or its class cannot be imported or constructed.
     """
-    try:
-        found: Strategy = STRATEGIES.get(name)()
-    except InvalidInputError:
-        raise
-    except Exception as error:
-        what = f"cannot be used: {type(error).__name__}: {error}"
+    target = STRATEGIES.target(name)
+    if target == STRATEGIES.own().get(name):
+        found: Strategy = load(target)()
+        return found
+    loaded, reason = guarded(functools.partial(_constructed, target))
+    if reason is not None:
         remedy = "check module and class; start from the folder that holds the module, or install its package"
-        raise InvalidInputError([Problem(f"strategy {name}", what, remedy)]) from error
-    lacking = [each for each in ("options", "one_rank", "unsupported", "start") if not hasattr(found, each)]
-    if lacking:
-        what = f"lacks {', '.join(lacking)}: it is no strategy"
-        raise InvalidInputError([Problem(f"strategy {name}", what, "see Strategy in harness/interfaces.py")])
-    return found
+        raise InvalidInputError([Problem(f"strategy {name}", f"cannot be used: {reason}", remedy)])
+    lacking = plugin_checks.strategy_problem(loaded)
+    if lacking is not None:
+        raise InvalidInputError([Problem(f"strategy {name}", lacking)])
+    return cast("Strategy", loaded)
+
+
+def _constructed(target: str) -> Any:
+    return load(target)()
 
 
 class OptimizerRegistry(Registry):
@@ -137,33 +194,55 @@ class OptimizerRegistry(Registry):
 
     def __init__(self, kind: str, plural: str, package: str) -> None:
         super().__init__(kind, plural, package)
-        self._broken: dict[str, str] = {}
+        self._known: dict[Any, tuple[dict[str, Optimizer], list[Fault]]] = {}
 
-    def _all(self) -> dict[str, Optimizer]:
-        return {
-            name: optimizer
-            for family, target in super().targets().items()
-            for name, optimizer in self._family(family, target).items()
-        }
+    def faults(self) -> list[Fault]:
+        """Return what is wrong with installed families, and with single names of theirs."""
+        return [*super().faults(), *self._foreign()[1]]
 
-    def _family(self, family: str, target: str) -> Mapping[str, Optimizer]:
-        """Return a family's optimizers; none where an installed package's cannot be imported (see `remedy`)."""
-        try:
-            found: Mapping[str, Optimizer] = load(target)
-        except Exception as error:
-            own: Mapping[str, str] = load(f"{self._package}:REGISTRY")
-            if family in own:
-                raise
-            self._broken[family] = f"{target} cannot be imported: {type(error).__name__}: {error}"
-            return {}
+    def own_names(self) -> list[str]:
+        """Return the names of our own optimizers."""
+        return list(self._own())
+
+    def _own(self) -> dict[str, Optimizer]:
+        found: dict[str, Optimizer] = {}
+        for target in self.own().values():
+            found.update(load(target))
         return found
 
+    def _foreign(self) -> tuple[dict[str, Optimizer], list[Fault]]:
+        """Return the optimizers of installed families by name, and what is wrong with the others."""
+        key = (tuple(self.installed()), tuple(sys.path))
+        if key not in self._known:
+            self._known[key] = self._families(key[0])
+        return self._known[key]
+
+    def _families(self, points: Sequence[EntryPoint]) -> tuple[dict[str, Optimizer], list[Fault]]:
+        own = self._own()
+        found: dict[str, Optimizer] = {}
+        faults: list[Fault] = []
+        giver: dict[str, EntryPoint] = {}
+        for point in points:
+            family, reason = guarded(functools.partial(_mapping, point.target))
+            if reason is not None:  # it could be imported when it was checked
+                faults.append(entry_points.fault(point, f"cannot be imported: {reason}"))
+                continue
+            for name, optimizer in family.items():
+                wrong = _wrong_optimizer(point, name, optimizer, own, giver)
+                if wrong is None:
+                    found[name], giver[name] = optimizer, point
+                else:
+                    faults.append(entry_points.fault(point, *wrong, name=str(name)))
+        return found, faults
+
+    def _all(self) -> dict[str, Optimizer]:
+        return {**self._own(), **self._foreign()[0]}
+
     def remedy(self, name: str) -> str | None:
-        """Return what to write instead of an unknown name, and which installed families are broken."""
-        told = super().remedy(name) or self._misspelt(name)
-        if told is None or not self._broken:
-            return told
-        return f"{told}; broken entry points: " + "; ".join(f"{k}: {v}" for k, v in self._broken.items())
+        """Return what to write instead of an unknown name."""
+        if name in self._own():
+            return None
+        return super().remedy(name) or self._misspelt(name)
 
     def _misspelt(self, name: str) -> str | None:
         """Return the near names where a family has many of that prefix, ``pytorch_optimizer:``, but not this."""
@@ -171,16 +250,28 @@ class OptimizerRegistry(Registry):
         known = [each for each in self.names() if each.startswith(prefix)]
         return suggest(name, known) if known and name not in known else None
 
+    def target(self, name: str) -> str:
+        """Return the class that a name constructs, or for out-of-tree code the name itself."""
+        own = self._own().get(name)
+        return own.target if own is not None else super().target(name)
+
     def targets(self) -> dict[str, str]:
         """Return every name with the class that it constructs."""
         return {name: optimizer.target for name, optimizer in self._all().items()}
 
+    def family_targets(self) -> dict[str, str]:
+        """Return family -> ``module:OPTIMIZERS``, ours first."""
+        return super().targets()
+
     def families(self) -> dict[str, str]:
         """Return family -> module."""
-        return {name: target.partition(":")[0] for name, target in super().targets().items()}
+        return {name: target.partition(":")[0] for name, target in self.family_targets().items()}
 
     def get(self, name: str) -> Optimizer:
         """Return the registered optimizer, or wrap a class of the user's."""
+        own = self._own().get(name)
+        if own is not None:
+            return own  # whatever is installed
         self.target(name)  # raises for an unknown name
         found = self._all().get(name)
         if found is not None:
@@ -189,7 +280,32 @@ class OptimizerRegistry(Registry):
         return custom
 
 
+def _mapping(target: str) -> dict[Any, Any]:
+    return dict(load(target))
+
+
+def _wrong_optimizer(
+    point: EntryPoint, name: Any, optimizer: Any, own: Mapping[str, Any], giver: Mapping[str, EntryPoint]
+) -> tuple[str, str] | None:
+    """Return what is wrong with one optimizer of an installed family, and what to do; None: nothing."""
+    told, reason = guarded(lambda: plugin_checks.optimizer_problem(point.name, name, optimizer))
+    if told or reason:
+        return told or f"cannot be used: {reason}", entry_points.REPORT_IT
+    if name in own:
+        return f"has {name}, a name of optbench's own, which is used", "the package should use another name"
+    if name in giver:
+        return f"has {name}, a name of {giver[name].package}, which is used", "uninstall one of the two packages"
+    return None
+
+
 OPTIMIZERS = OptimizerRegistry("optimizer", "optimizers", "harness.optimizers")
+
+REGISTRIES = (WORKLOADS, OPTIMIZERS, STRATEGIES, COLLECTORS)
+
+
+def faults() -> list[Fault]:
+    """Return what is wrong with the entry points of installed packages, of every kind."""
+    return [each for registry in REGISTRIES for each in registry.faults()]
 
 
 def static_traits(target: str, model: type[Model], inner: Sequence[type[BaseModel]] = ()) -> Model | None:
@@ -205,7 +321,7 @@ def static_traits(target: str, model: type[Model], inner: Sequence[type[BaseMode
     """
     types: list[type[BaseModel]] = [model, *inner]
     known = {each.__name__: each for each in types}
-    written = _class(target)
+    written = targets.class_definition(target)
     for statement in written.body if written is not None else ():
         value = _assigned(statement, "traits")
         if value is not None:
@@ -219,26 +335,9 @@ def static_traits(target: str, model: type[Model], inner: Sequence[type[BaseMode
 
 def summary(target: str) -> str | None:
     """Return the first line of a class's docstring, from its source as `static_traits` does; None: it has none."""
-    written = _class(target)
+    written = targets.class_definition(target)
     told = ast.get_docstring(written) if written is not None else None
     return told.partition("\n")[0] if told else None
-
-
-def _class(target: str) -> ast.ClassDef | None:
-    """Find ``module:Class`` in its source; None: it is not there, or cannot be found or parsed."""
-    module, _, name = target.partition(":")
-    try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
-    if found is None or not found.origin or not found.origin.endswith(".py"):
-        return None
-    try:
-        source = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):
-        return None  # importing it tells the user what is wrong
-    classes = (node for node in source.body if isinstance(node, ast.ClassDef) and node.name == name)
-    return next(classes, None)
 
 
 def _assigned(statement: ast.stmt, name: str) -> ast.expr | None:

@@ -10,6 +10,11 @@ VARIABLE = "OPTBENCH_USER_PATH"
 """Names the user's folder in the processes that optbench starts, which run with PYTHONSAFEPATH."""
 
 
+def folder() -> Path:
+    """Return the user's folder: the current one, unless the variable names another."""
+    return Path(os.environ.get(VARIABLE) or Path.cwd())
+
+
 def extend(otherwise: str | None = None) -> None:
     """Append ``$OPTBENCH_USER_PATH`` to ``sys.path``, so that a ``workloads/`` of the user's hides nothing.
 

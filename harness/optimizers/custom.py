@@ -1,19 +1,18 @@
-"""A class of the user's: any torch.optim.Optimizer subclass, named ``package.module:Class``."""
+"""A class of the user's, any torch.optim.Optimizer subclass: ``package.module:Class`` or ``file.py:Class``."""
 
 from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
 import inspect
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import InvalidInputError, OptbenchError, Problem, UnsupportedError
 from harness.interfaces import OptimizerTraits
 from harness.optimizers.construct import construct, torch_groups
-from harness.registry import load, static_traits
+from harness.registry import static_traits
+from harness.targets import class_definition, load, split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ class Custom:
     ``traits = OptimizerTraits(…)``, written as literals or, where it is imported anyway, in any way.
 
     Args:
-        target: ``package.module:Class``.
+        target: ``package.module:Class``, or ``file.py:Class``.
     """
 
     def __init__(self, target: str) -> None:
@@ -52,7 +51,7 @@ class Custom:
 
     def _undeclared(self, *, closure: bool) -> OptimizerTraits:
         return OptimizerTraits(
-            algorithm=self.target.partition(":")[2].rpartition(".")[2],
+            algorithm=split(self.target).attribute.rpartition(".")[2],
             granularity="undeclared",
             sparse_gradients="undeclared",
             dtensor="undeclared",
@@ -203,18 +202,9 @@ def _required_by_step(cls: type[torch.optim.Optimizer]) -> list[str]:
 
 def _source_needs_closure(target: str) -> bool:
     """Answer the same from the source, where it lies in the module itself; importing could import torch."""
-    module, _, name = target.partition(":")
-    try:
-        found = importlib.util.find_spec(module)
-        if found is None or not found.origin or not found.origin.endswith(".py"):
-            return False
-        tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
-    except (ImportError, OSError, SyntaxError, ValueError):  # reported where the class is imported
-        return False
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            for step in node.body:
-                if isinstance(step, ast.FunctionDef) and step.name == "step":
-                    arguments = [*step.args.posonlyargs, *step.args.args]
-                    return len(arguments) - len(step.args.defaults) > 1
+    written = class_definition(target)
+    for step in () if written is None else written.body:
+        if isinstance(step, ast.FunctionDef) and step.name == "step":
+            arguments = [*step.args.posonlyargs, *step.args.args]
+            return len(arguments) - len(step.args.defaults) > 1
     return False

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from pydantic import JsonValue
+    from rich.console import Console
+
     from harness.machine import Machine
     from harness.plan import Plan
     from harness.spec import RunSpec
@@ -43,6 +46,23 @@ def plan(specs: Sequence[RunSpec], on: Machine, *, everything: bool = False) -> 
     if problems:
         raise InvalidInputError(problems)
     return found
+
+
+def faults() -> list[dict[str, JsonValue]]:
+    """Return, for JSON, what is wrong with entry points of installed packages."""
+    from harness import registry
+
+    return [each.model_dump(mode="json") for each in registry.faults()]
+
+
+def print_faults(console: Console) -> None:
+    """Print a row for each entry point of an installed package that is not used, and why."""
+    from harness import registry
+    from harness.reports.faults import table
+
+    found = registry.faults()
+    if found:
+        console.print(table(found))
 
 
 def available_bytes(on: Machine, *, everything: bool = False) -> int:

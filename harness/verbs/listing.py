@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -10,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import plan, registry
+from harness.entry_points import Fault
 from harness.errors import InvalidInputError, Problem
+from harness.reports import faults
 from harness.spec import suggest
 from harness.verbs.specs import SHIPPED
 
@@ -33,17 +36,26 @@ def rows(kind: str, machine: Callable[[], Machine]) -> list[Row]:
         InvalidInputError: for another kind.
     """
     kinds: dict[str, Callable[[], list[Row]]] = {
-        "workloads": _workloads,
-        "optimizers": lambda: _optimizers(machine()),
-        "strategies": _strategies,
-        "collectors": lambda: _names(registry.COLLECTORS),
-        "reports": lambda: _names(registry.REPORTS),
+        "workloads": lambda: _with_faults(_workloads(), registry.WORKLOADS),
+        "optimizers": lambda: _with_faults(_optimizers(machine()), registry.OPTIMIZERS),
+        "strategies": lambda: _with_faults(_strategies(), registry.STRATEGIES),
+        "collectors": lambda: _with_faults(_names(registry.COLLECTORS), registry.COLLECTORS),
         "sweeps": lambda: [{"name": f.stem, "file": str(f)} for f in sorted(SHIPPED.glob("*.toml"))],
     }
     if kind not in kinds:
         found = f"unknown kind {kind!r}" if kind else "name what to list"
         raise InvalidInputError([Problem("list", found, suggest(kind, list(kinds)))])
     return kinds[kind]()
+
+
+def _with_faults(found: list[Row], of: registry.Registry) -> list[Row]:
+    """Return the rows, then one for each entry point that is not used: with package, reason and remedy."""
+    fields = {key: False if key == "runs" else None for row in found[:1] for key in row}
+    taken = {row["name"] for row in found}
+    for fault in of.faults():
+        name = f"{fault.name} ({fault.package})" if fault.name in taken else fault.name
+        found.append({**fields, **fault.model_dump(), "name": name})
+    return found
 
 
 def _workloads() -> list[Row]:
@@ -84,7 +96,8 @@ def _optimizers(machine: Machine) -> list[Row]:
     found = []
     for name in registry.OPTIMIZERS.names():
         reason = plan.optimizer_runs_here(name, machine)
-        options = registry.OPTIMIZERS.get(name).options(machine)
+        optimizer = registry.OPTIMIZERS.get(name)
+        options, _ = registry.guarded(functools.partial(optimizer.options, machine))
         found.append({"name": name, "runs": reason is None, "reason": reason, "options": options})
     order = {algorithm: place for place, algorithm in reversed(list(enumerate(map(_algorithm, found))))}
     return sorted(found, key=lambda row: order[_algorithm(row)])
@@ -95,7 +108,7 @@ def _strategies() -> list[Row]:
     for name in registry.STRATEGIES.targets():
         try:
             each = registry.strategy(name)
-        except InvalidInputError as error:  # an installed package's that is broken
+        except InvalidInputError as error:  # an installed package's that broke since it was looked at
             found.append({"name": name, "ranks": None, "options": None, "reason": str(error.problems[0])})
         else:
             found.append({"name": name, "ranks": "1" if each.one_rank else "any", "options": each.options})
@@ -111,6 +124,8 @@ def _names(of: registry.Registry) -> list[Row]:
 
 def table(kind: str, found: list[Row]) -> RenderableType:
     """Return the rows as a table for 80 columns; what several rows would say stands once below it."""
+    faulty = [Fault.model_validate({k: row[k] for k in Fault.model_fields}) for row in found if "kind" in row]
+    found = [row for row in found if "kind" not in row]
     reasons = list(dict.fromkeys(row["reason"] for row in found if row.get("reason")))
     below: list[Text] = []
     if kind == "optimizers":
@@ -137,6 +152,7 @@ def table(kind: str, found: list[Row]) -> RenderableType:
         *([Text("")] if about or reasons else []),
         *(Text(f"{name}: {summary}") for name, summary in about.items()),
         *(Text(f"{number}  {reason}") for number, reason in enumerate(reasons, start=1)),
+        *([Text(""), faults.table(faulty)] if faulty else []),
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from harness.invocation import command
+from harness.verbs import here
 from harness.verbs.console import FAILED, INTERRUPTED, errors, exit_code, output, print_json
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def run(
         rows = [{"run_id": r.run_id, "outcome": r.outcome, "reason": r.reason} for r in ended]
         from harness.checks.curves import parted
 
-        print_json({"sweep": log.sweep_id, "runs": rows, "notes": parted(ended, store.root)})
+        notes = parted(ended, store.root)
+        print_json({"sweep": log.sweep_id, "runs": rows, "notes": notes, "entry_points": here.faults()})
     else:
         output.print(render(ended, store.root), crop=False)
         again = _next_words(ended, log.sweep_id, store.root, interrupted=interrupted)

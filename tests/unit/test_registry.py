@@ -87,7 +87,8 @@ def test_an_unknown_name_gets_the_near_ones(shapes: Registry) -> None:
         shapes.get("circel")
     (problem,) = caught.value.problems
     assert (problem.where, problem.what) == ("shape", "unknown name 'circel'")
-    assert problem.remedy == "did you mean circle?  (yours: package.module:Class; all: optbench list shapes)"
+    yours = "yours: package.module:Class, or ./file.py:Class; all: optbench list shapes"
+    assert problem.remedy == f"did you mean circle?  ({yours})"
 
 
 def test_a_name_near_none_gets_all(shapes: Registry) -> None:

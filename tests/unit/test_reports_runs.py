@@ -1,4 +1,4 @@
-"""Runs as Markdown."""
+"""Runs as a table for terminals."""
 
 from __future__ import annotations
 
@@ -7,54 +7,19 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
 
 from harness.index import row_of
 from harness.plan import Cell, Plan
-from harness.reports.markdown_runs import markdown
 from harness.reports.table import render
 from harness.spec import RunSpec
 from harness.verbs import contents, planning, showing
-from tests.golden.test_reports import RECORDS, metric, record, text_of
-from tests.unit.test_reports_comparison import TRICKY, structure
+from tests.golden.test_reports import metric, record, text_of
+from tests.unit.test_reports_comparison import TRICKY
 
 
 def one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def test_a_group_is_a_table_and_a_failure_a_row_of_it():
-    text = markdown(RECORDS)
-    assert "| <code>adamw/fused</code> | 65.4 ms | 1.00x |" in text
-    assert "| <code>my_package.optimizers&#58;SignMomentum</code> | **diverged** |" in text
-    assert text.count("| :--") == 2
-
-
-def test_reasons_are_folded_below_the_table():
-    before, _, after = markdown(RECORDS).partition("<details>")
-    assert "Apex is not installed" not in before
-    assert "Apex is not installed" in after
-
-
-def test_a_wrong_run_shows_no_number():
-    text = markdown([record("adamw/fused", 1).model_copy(update={"outcome": "wrong", "reason": "step 3"})])
-    assert "65.4" not in text
-    assert "**wrong**" in text
-
-
-def test_no_runs_are_said_to_be_none():
-    assert markdown([]) == "No runs.\n"
-
-
-@settings(deadline=None)
-@given(TRICKY, TRICKY, st.sampled_from(["failed", "completed"]))
-def test_no_name_or_reason_breaks_the_table(name, reason, outcome):
-    plain = record("harmless", 1, outcome, "words").model_copy(update={"notes": ("words",)})
-    tricky = record(name, 1, outcome, reason or "words", workload=f"{name}x")
-    tricky = tricky.model_copy(update={"notes": (f"{reason}x",)})
-    if reason.strip():
-        assert structure(markdown([tricky])) == structure(markdown([plain]))
 
 
 @settings(deadline=None)
@@ -90,7 +55,6 @@ def test_a_workload_that_evaluates_nothing_has_no_column_of_evaluations():
     assert [line.split() for line in text.splitlines() if "opt " in line] == [
         ["optimizer", "step", "rel", "opt", "state", "peak", "loss"]
     ]
-    assert "rss" not in markdown([found])
 
 
 def test_an_evaluation_of_any_name_has_its_whole_name_and_its_unit():
@@ -99,7 +63,6 @@ def test_an_evaluation_of_any_name_has_its_whole_name_and_its_unit():
     words = text_of(render([found])).split()
     assert "12.3" in words
     assert {"decode", "latency", "s"} <= set(words)
-    assert "decode latency s" in markdown([found])
 
 
 def test_a_curve_shows_its_ends_and_its_best_and_a_sample_its_percentiles():
@@ -145,7 +108,6 @@ def test_whatever_varies_between_runs_is_in_rows_notes_plans_and_lists(more, wor
     one, other = record("sgd/fused", 1), record("sgd/fused", 2, "failed", "why", **more)
     assert f"sgd/fused {words}" in one_line(text_of(render([one, other]), width=200))
     assert f"sgd/fused {words} failed: why" in one_line(text_of(render([one, other]), width=200))
-    assert f"<code>sgd/fused {words}".partition("=")[0] in markdown([one, other])
     rows = [row_of(each.run_id, each.model_dump(mode="json")) for each in (one, other)]
     assert words in one_line(text_of(contents.runs(rows, Path("results")), width=200))
     specs = [RunSpec(workload="gpt", optimizer="sgd/fused", **each) for each in ({}, more)]
