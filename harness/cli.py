@@ -260,7 +260,7 @@ def run(
     store = Store(results)
     if resume:
         if len(sweeps or []) > 1 or axes or settings:
-            remedy = "optbench run --resume [SWEEP_ID]"
+            remedy = f"leave them out: {command('run', '--resume', *(sweeps or [])[:1], results=results)}"
             raise InvalidInputError([Problem("--resume", "goes on with the runs as first asked for", remedy)])
         sweep_id = store.resolve_sweep(sweeps[0] if sweeps else "latest")
         specs = store.read_sweep(sweep_id).specs

@@ -24,10 +24,7 @@ Couple = tuple[RunRecord | None, RunRecord | None]
 SAME = ("workload", "size", "data", "workload_options", "strategy", "precision", "world_size")
 """Fields that two runs of two folders must share to be a pair, beside the algorithm."""
 
-REMEDY = (
-    "name two runs or more, or two folders: optbench compare latest 20261123T0600, optbench compare old/ new/; "
-    "or arms to run now: optbench compare --workload gpt --arm adamw/foreach --arm adamw/fused"
-)
+REMEDY = "name two runs or more by their ids, or two folders of runs; or, with --arm, what to run now"
 
 
 def read(words: Sequence[str], store: Store) -> list[Couple]:

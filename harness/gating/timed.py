@@ -22,11 +22,11 @@ MEMORY = "peak_memory_bytes"
 GATED: dict[str, Axis] = {STEP_TIME: "speed", MEMORY: "memory"}
 """What is gated unless the file has margins for more, and what it is."""
 
-MORE = "a larger [gate] budget or margin decides; optbench compare shows the launches"
+MORE = "a larger [gate] budget or margin decides"
 
 
 DISTURBED = "no launch was undisturbed"
-QUIETER = "run the gate again when the machine is quieter; optbench compare --from ID tells what disturbed it"
+QUIETER = "run the gate again when the machine is quieter"
 
 
 class Compared(NamedTuple):

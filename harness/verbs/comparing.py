@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 KIND = "comparison"
 
-WITHIN_A_WORLD = "it steps within a world only: optbench verify --strategy … proves it there"
+WITHIN_A_WORLD = "it steps within a world only, where verify with --strategy proves it"
 NOT_ASKED = "nobody asked (--no-verify)"
 
 

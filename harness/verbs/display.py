@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from harness.reports import quantities
@@ -28,6 +29,10 @@ def _key(spec: Mapping[str, JsonValue]) -> str:
     return json.dumps(spec, sort_keys=True)
 
 
+LEAST_NAME, BESIDE_NAME = 24, 46
+"""Columns of a run's name at least, and of the bar, the count and the time beside it."""
+
+
 class SweepDisplay:
     """Shows which run goes on, its steps, and the time that the rest will take."""
 
@@ -42,8 +47,10 @@ class SweepDisplay:
         told = [spec.model_dump(mode="json") for spec in specs]
         words = varying(told, shown=("workload", "size", "optimizer", "strategy"))
         self._apart = {_key(spec): each for spec, each in zip(told, words, strict=True)}
+        # The name is broken over lines sooner than the count and the time are lost.
+        name = Column(max_width=max(LEAST_NAME, console.width - BESIDE_NAME), overflow="fold")
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False, table_column=name),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TextColumn("{task.fields[left]}"),

@@ -269,7 +269,16 @@ def _speed_and_memory(session: Session) -> None:
             continue
         analysis = analyse(found, comparison_id=kept.name, whole=True)
         compared.append(timed.Compared(name, analysis, len(found.design.looks), margins))
-    session.rows += timed.judged(compared)
+    kept_as = {each.cell: each.analysis.comparison for each in compared}
+    session.rows += [_with_launches(row, kept_as[row.cell], session.store) for row in timed.judged(compared)]
+
+
+def _with_launches(row: Row, comparison: str | None, store: Store) -> Row:
+    """Let the remedy of a row go on with the command that shows its launches."""
+    if row.remedy is None or comparison is None:
+        return row
+    again = command("show", comparison, results=store.root)
+    return row.model_copy(update={"remedy": f"{row.remedy}; the launches:\n{again}"})
 
 
 def _compared(session: Session, cell: Cell, margins: dict[str, float], kept: Kept) -> Comparison:

@@ -16,7 +16,7 @@ NOT_ASKED: Mapping[str, JsonValue] = MappingProxyType({"outcome": "not verified"
 """Of a run whose optimizer was not to be proved."""
 
 NOT_PROVED: Mapping[str, JsonValue] = MappingProxyType(
-    {"outcome": "not verified", "reason": "it steps within a world only; see optbench verify --strategy"}
+    {"outcome": "not verified", "reason": "it steps within a world only, where verify with --strategy proves it"}
 )
 """Of a run whose optimizer has no proof over plain tensors of one rank."""
 

@@ -19,6 +19,7 @@ from harness import world as ranks
 from harness.errors import OptbenchError, UnsupportedError
 from harness.garbage import collection_paused
 from harness.registry import OPTIMIZERS
+from harness.spec import suggest
 from harness.verification.certificate import Certificate
 from harness.verification.identity import Job, user_sources
 
@@ -96,11 +97,12 @@ def reference(algorithm: str, like: str | None) -> Reference | None:
     Raises:
         OptbenchError: there is none for what the user named.
     """
+    from harness.references.table import REFERENCES
     from harness.references.table import reference as known
 
     found = known(like or algorithm)
     if like and found is None:
-        raise OptbenchError(f"--like {like}: no such reference; optbench verify --references lists them")
+        raise OptbenchError(f"--like {like}: is no algorithm with a reference; {suggest(like, list(REFERENCES))}")
     return found
 
 

@@ -52,6 +52,25 @@ def test_a_line_of_progress_tells_whatever_varies_between_the_runs():
     ]
 
 
+def test_a_long_name_pushes_neither_the_count_nor_the_time_out_of_80_columns():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    specs = [
+        RunSpec(workload="cnn", optimizer="adamw/foreach", strategy="zero-redundancy", lr=lr, seed=seed, steps=40)
+        for lr in (0.1, 0.01)
+        for seed in (10, 11)
+    ]
+    cells = plan(specs, machine()).cells
+    display = SweepDisplay(console, [cell.spec for cell in cells])
+    display.begin(cells[3], 4, 4)
+    display.steps(20)
+    console.print(display._progress.get_renderable())
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "20/40" in lines[0]
+    assert "lr=0.01" in " ".join(lines)
+    assert "seed=11" in " ".join(lines)
+
+
 def test_on_a_terminal_the_bar_names_the_run_its_steps_and_the_time_left(monkeypatch):
     now = iter(float(second) for second in range(100))
     monkeypatch.setattr("time.monotonic", lambda: next(now))

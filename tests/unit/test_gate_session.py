@@ -94,6 +94,15 @@ def test_live_ratios_decide(session, ratio, verdict):
     assert rows["memory", "peak_memory_bytes"] == "passed"
 
 
+def test_what_did_not_pass_names_the_command_that_shows_its_launches(session):
+    made = session(LIVE + LINE, lambda arms, **_: comparison(arms, 1.05))
+    found = gating.gate(made)
+    (kept,) = made.store.root.glob("comparison-*")
+    (row,) = [row for row in found.rows if row.axis == "speed"]
+    assert row.verdict == "inconclusive"
+    assert row.remedy.endswith(f" show {kept.name} --results {made.store.root}")
+
+
 def test_a_self_check_that_alarms_makes_the_gate_invalid(session):
     found, rows = verdicts(session(LIVE + LINE, lambda arms, **_: comparison(arms, 1.0, again=1.2)))
     assert found == "invalid"
