@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from harness.claims import claim, ranks_alive, unclaimed
 from harness.errors import CorruptFileError, InvalidInputError, Problem
 from harness.index import RunRow, load_rows, rank_stamp, row_from_manifest, row_of, stamp, store_rows
+from harness.invocation import command
 from harness.manifest import MANIFEST, read_manifest, read_sealed, write_manifest
 from harness.rankfile import Line, RankFile, RankWriter, read_rank_file
 from harness.record import SCHEMA_VERSION, RunRecord
-from harness.run_ids import ANY_ID, RUN_ID, SWEEP_ID, match_id, new_id, without_kind
+from harness.run_ids import ANY_ID, RUN_ID, SWEEP_ID, kind_of, match_id, new_id, without_kind
 from harness.sealed import encode, seal, write_atomically
 from harness.summary import read_spec, summarise
 from harness.sweeplog import SweepLog, SweepRecord, read_sweep_folder, write_sweep
@@ -206,8 +207,7 @@ class Store:
         """
         if RUN_ID.fullmatch(word) and self._is_folder(word):
             return word
-        self.check_readable()
-        return match_id(word, self.run_ids(), "run")
+        return self._match(word, self.run_ids(), "run")
 
     def resolve_any(self, word: str) -> str:
         """Return the id of what a user's word means, whatever its kind: see `harness.run_ids.kind_of`.
@@ -333,7 +333,9 @@ class Store:
             if not RUN_ID.fullmatch(run_id):
                 reason = "the sweep's log names it so, which is no run's id"
             elif not self._is_folder(run_id):
-                outcome, reason = "missing", f"{self.root / run_id} is gone"
+                is_there = os.path.lexists(self.root / run_id)
+                outcome = "unreadable" if is_there else "missing"
+                reason = f"{self.root / run_id} is {'not a folder' if is_there else 'gone'}"
             else:
                 return self._read(self.root / run_id)[0]
         except (CorruptFileError, OSError) as error:
@@ -431,8 +433,14 @@ class Store:
         Raises:
             InvalidInputError: none or several match.
         """
+        return self._match(word, self.sweep_ids(), "sweep")
+
+    def _match(self, word: str, ids: Sequence[str], kind: str) -> str:
         self.check_readable()
-        return match_id(word, self.sweep_ids(), "sweep")
+        if ANY_ID.fullmatch(word) and kind_of(word) != kind and self._is_folder(word):
+            remedy = f"show it: {command('show', word, results=self.root)}"
+            raise InvalidInputError([Problem(word, f"is a {kind_of(word)}, not a {kind}", remedy)])
+        return match_id(word, ids, kind)
 
     def resume_sweep(self, word: str) -> SweepLog:
         """Go on with a sweep; `pending` says with what.

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from harness.comparison.model import COMPARISON_VERSION, Arm, Comparison
 from harness.errors import CorruptFileError, InvalidInputError, OptbenchError, Problem
 from harness.invocation import command
-from harness.run_ids import RUN_ID, SWEEP_ID
+from harness.run_ids import ANY_ID, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -201,8 +201,12 @@ def _not_one(where: str, word: str, matching: Sequence[str], names: Sequence[str
     """Return the problem of a word that means no comparison, or several."""
     if matching:
         return Problem(where, f"{len(matching)} comparisons begin so", f"write more of one: {', '.join(matching)}")
-    if RUN_ID.fullmatch(word) or SWEEP_ID.fullmatch(word):
-        return Problem(where, "is no comparison", f"show it: {command('show', word, results=store.root)}")
+    if ANY_ID.fullmatch(word) and kind_of(word) != KIND:
+        return Problem(
+            where,
+            f"is a {kind_of(word)}, not a comparison",
+            f"show it: {command('show', word, results=store.root)}",
+        )
     if not names:
         remedy = "compare, with two --arm or more, makes one; --results names another store"
         return Problem(where, f"there is no comparison in {store.root}", remedy)

@@ -94,7 +94,7 @@ def _next_words(ended: Sequence[RunRecord], sweep_id: str, results: Path, *, int
     if interrupted:
         again = command("run", "--resume", sweep_id, results=results)
         return f"Interrupted; what is finished is kept. Go on with:\n  {again}"
-    example = next((r.run_id for r in ended if r.outcome == "completed"), ended[-1].run_id)
+    example = next((r.run_id for r in ended if r.outcome == "completed"), "latest")
     return f"""This table again:          {command("show", sweep_id, results=results)}
 Everything about one run:  {command("show", example, results=results)}
 All optimizers:            {command("list", "optimizers")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from harness import kernels
+from harness.store import Store
+from launch import local
 
 STEPS = 8
 RAN_AS = {
@@ -155,3 +158,34 @@ def test_ddp_on_one_rank_runs_and_says_that_it_is_the_same_as_single(optbench):
     )
     assert ran.code == 0, ran.json
     assert "the same as single" in optbench.show("latest")["notes"][0]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(300)
+def test_nodes_with_disks_of_their_own_make_one_run_once_their_files_are_gathered(optbench, tmp_path):
+    small = words(workload="linear_regression", optimizer="sgd/foreach", strategy="ddp", nproc="2", steps="5")
+    planned = optbench("plan", *small, "--write", str(tmp_path / "plans"), "--json")
+    assert planned.code == 0, planned.err
+    script = Path(__file__).parents[2] / "launch" / "torchrun.sh"
+    port = local.free_port()
+    stores = [tmp_path / "first node", tmp_path / "second node"]
+    nodes = []
+    for rank, store in enumerate(stores):
+        further = f"--nnodes=2 --node-rank={rank} --master-addr=127.0.0.1 --master-port={port}"
+        nodes.append(
+            subprocess.Popen(
+                ["bash", str(script), str(tmp_path / "plans" / "plan-0.json"), "--results", str(store)],
+                env=optbench.environment(PYTHON=sys.executable, TORCHRUN_ARGS=further),
+                cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    told = [node.communicate(timeout=200) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], told
+    (run,) = (path.name for path in stores[0].iterdir() if path.name[0].isdigit())
+    assert "incomplete: rank 1: no file" in told[0][0]
+    assert f"show {run} --results '{stores[0]}'" in told[0][0]
+    assert Store(stores[0]).read(run).outcome == Store(stores[1]).read(run).outcome == "incomplete"
+    shutil.copy(stores[1] / run / "rank-1.jsonl", stores[0] / run)
+    record = Store(stores[0]).read(run)
+    assert record.outcome == "completed"
+    assert all(value is not None for value in record.metrics["step_time_s"].per_rank)

@@ -196,6 +196,32 @@ def test_everything_is_shown_by_its_id_by_a_beginning_of_it_and_by_its_random_pa
     json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("run", "--resume", "comparison"), "is a comparison, not a sweep"),
+        (("run", "--resume", "run"), "is a run, not a sweep"),
+        (("compare", "run", "certificate"), "is a certificate, not a run"),
+        (("compare", "run", "comparison"), "is a comparison, not a run"),
+        (("compare", "--from", "sweep"), "is a sweep, not a comparison"),
+        (("compare", "--from", "certificate"), "is a certificate, not a comparison"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else None,
+)
+def test_an_id_of_another_kind_is_told_with_the_command_that_shows_it(results, held, words, told, capsys):
+    assert (
+        optbench(
+            *(held.get(word, word) if word != "run" or n else word for n, word in enumerate(words)),
+            "--results",
+            results,
+        )
+        == 2
+    )
+    shown = capsys.readouterr().err
+    assert told in shown
+    assert f"--results {results}" in shown
+
+
 def test_latest_is_the_newest_of_all_kinds(results, held, capsys):
     assert optbench("show", "latest", "--results", results) in {0, 3}
     assert TOLD["comparison"] in one_line(capsys.readouterr().out)
