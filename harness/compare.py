@@ -17,7 +17,7 @@ from harness.checks.curves import parting
 from harness.likeness import TASK, Difference, differences, table
 from harness.pairing import nearest, read
 from harness.spec import OPTION_TABLES
-from harness.varying import varying
+from harness.varying import unusual, varying, word_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -250,21 +250,16 @@ def _live(a: RunRecord, b: RunRecord) -> tuple[str, ...] | None:
     if any(a.spec.get(field) != b.spec.get(field) for field in (*OPTIONS, *SETTINGS, *OPTION_TABLES.values())):
         return None
     words = [word for record in (a, b) for word in ("--arm", str(record.spec.get("optimizer")))]
-    for field, option in OPTIONS.items():
-        if a.spec.get(field) is not None:
-            words += [option, str(a.spec[field])]
-    tables = {field: {field: a.spec.get(field)} for field in SETTINGS}
-    tables |= {head: _inside(head, a.spec.get(name)) for head, name in OPTION_TABLES.items()}
-    for key, value in ((key, value) for each in tables.values() for key, value in each.items()):
-        if isinstance(value, dict):
-            return None
-        if value is not None:
-            words += ["--set", f"{key}={json.dumps(value)}"]
+    told = {"workload": a.spec.get("workload")} | unusual(a.spec, shown=("workload", "optimizer"))
+    for name, value in told.items():
+        option = OPTIONS.get(name)
+        if option is not None:
+            words += [option, word_of(value)]
+        elif name in SETTINGS or name.partition(".")[0] in OPTION_TABLES:
+            if isinstance(value, dict):
+                return None
+            words += ["--set", f"{name}={json.dumps(value)}"]
     return ("compare", *words)
-
-
-def _inside(head: str, options: JsonValue) -> dict[str, JsonValue]:
-    return {f"{head}.{key}": value for key, value in options.items()} if isinstance(options, dict) else {}
 
 
 def _side(record: RunRecord) -> Side:

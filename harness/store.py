@@ -356,9 +356,10 @@ class Store:
             if known is not None and known[1].outcome == "incomplete" and seen is not None:
                 seen += rank_stamp(folder)
             row = known[1] if known is not None and known[0] == seen else self._row(run_id)
-            if row.outcome == "incomplete" and row is not (known and known[1]):
-                seen = (stamp(folder) or ()) + rank_stamp(folder)
-            if seen:
+            if row.outcome == "incomplete" and (known is None or row is not known[1]):
+                written = stamp(folder)
+                seen = written and written + rank_stamp(folder)
+            if seen is not None:
                 fresh[run_id] = (seen, row)
             rows.append(row)
         if fresh != cached:

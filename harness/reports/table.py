@@ -140,9 +140,10 @@ def head(evaluation: str) -> str:
 
 def evaluation_of(members: Sequence[RunRecord]) -> str | None:
     """Choose the one evaluation to show, accuracy where there is one; None: the workload evaluates nothing."""
-    names = [name for each in members for name, metric in each.metrics.items() if is_evaluation(metric)]
-    ranked = sorted(dict.fromkeys(names), key=lambda n: ("accuracy" not in n, "auc" not in n, "loss" not in n))
-    return ranked[0] if ranked else None
+    found = {m.name: m for each in members for m in each.metrics.values() if is_evaluation(m)}
+    words = ("accuracy", "auc", "loss")
+    ranked = sorted(found.values(), key=lambda m: (m.better == "neither", *(word not in m.name for word in words)))
+    return ranked[0].name if ranked else None
 
 
 def _notes(members: Sequence[RunRecord]) -> Sequence[RenderableType]:

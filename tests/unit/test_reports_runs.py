@@ -11,7 +11,7 @@ from rich.console import Console
 
 from harness.index import row_of
 from harness.plan import Cell, Plan
-from harness.reports.table import render
+from harness.reports.table import evaluation_of, render
 from harness.spec import RunSpec
 from harness.verbs import contents, planning, showing
 from tests.golden.test_reports import metric, record, text_of
@@ -127,3 +127,12 @@ def test_precision_is_told_in_a_plan_where_it_varies():
         for index, precision in enumerate(("fp32", "bf16"))
     ]
     assert "sgd/fused precision=bf16" in one_line(text_of(planning.table(Plan(cells=cells)), width=200))
+
+
+def test_an_evaluation_that_is_better_one_way_goes_before_one_that_is_neither():
+    slope = sampled("slope", "1", value=0.7, over_steps="last").model_copy(update={"better": "neither"})
+    error = sampled("wer", "1", value=0.25, over_steps="last")
+    assert (
+        evaluation_of([with_metrics(record("sgd/fused", 1), slope, error, without=("validation_loss",))]) == "wer"
+    )
+    assert evaluation_of([with_metrics(record("sgd/fused", 1), slope, without=("validation_loss",))]) == "slope"

@@ -21,6 +21,7 @@ from harness.reports.markdown_stored import markdown
 from harness.reports.stored import document, render
 from harness.spec import RunSpec
 from harness.store import Store
+from harness.verbs import arms
 from tests.unit.test_reports_comparison import TRICKY, structure
 
 SPEC = {
@@ -415,3 +416,39 @@ def test_runs_that_cannot_be_read_are_counted_and_come_near_nothing():
     gone = RunRecord(run_id="20261123T060001-aaaabbbbccccdddd", spec={}, outcome="missing", reason="gone")
     told = compare_runs(match([gone], [record(2)])).unmatched
     assert (told.left, told.right, told.a) == (1, 1, None)
+
+
+def test_the_live_comparison_of_two_runs_is_told_in_words_that_ask_for_the_same_training():
+    more = {
+        "lr": 0.01,
+        "optimizer_options": {"betas": [0.9, 0.95], "eps": 1e-8},
+        "schedule": "warmup-cosine",
+        "threads": None,
+    }
+    one, other = record(1, spec=more), record(2, spec={**more, "optimizer": "adamw/fused"})
+    words = list(pair(one, other).live)
+    assert words[:5] == ["compare", "--arm", "adamw/foreach", "--arm", "adamw/fused"]
+    given = {"workload": "gpt", "size": "nano", "strategy": "ddp", "world_size": 2, "device": "cpu", "lr": 0.01}
+    asked = arms.from_words(
+        ["adamw/foreach", "adamw/fused"], given, [words[n + 1] for n, w in enumerate(words) if w == "--set"]
+    )
+    options = dict(zip(words[5::2], words[6::2], strict=True))
+    assert {options[key] for key in ("--workload", "--size", "--strategy", "--nproc", "--device", "--lr")} == set(
+        map(str, given.values())
+    )
+    for arm in asked:
+        assert arm.spec.optimizer_options == more["optimizer_options"]
+        assert (arm.spec.schedule, arm.spec.global_batch) == ("warmup-cosine", 16)
+
+
+@pytest.mark.parametrize(
+    ("more", "live"),
+    [
+        ({"global_batch": 32}, ()),
+        ({"device": "accelerator"}, ()),
+        ({"lr": 0.5}, None),
+        ({"precision": "bf16"}, None),
+    ],
+)
+def test_runs_that_one_command_line_cannot_compare_live_are_given_none(more, live):
+    assert pair(record(1), record(2, spec=more)).live == live
