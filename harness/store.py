@@ -7,12 +7,10 @@ Folders may be a stranger's: nothing in them is executed, and no link is followe
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
 import secrets
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.claims import claim, ranks_alive, unclaimed
@@ -24,12 +22,14 @@ from harness.rankfile import Line, RankFile, RankWriter, read_rank_file
 from harness.record import SCHEMA_VERSION, RunRecord
 from harness.run_ids import ANY_ID, RUN_ID, SWEEP_ID, kind_of, match_id, new_id, without_kind
 from harness.sealed import encode, seal, write_atomically
+from harness.store_folder import check_readable, check_writable
 from harness.summary import read_spec, summarise
 from harness.sweeplog import SweepLog, SweepRecord, read_sweep_folder, write_sweep
 from harness.versions import FutureVersionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from pydantic import JsonValue
 
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from harness.spec import RunSpec
 
 __all__ = ["Line", "RankFile", "RankWriter", "RunRow", "Store", "SweepLog", "SweepRecord", "read_rank_file"]
-
-MIN_FREE_BYTES = 16 * 2**20
-"""A run of the quickstart takes well under one MiB; below this a sweep would likely not get through."""
 
 
 class Store:
@@ -55,58 +52,12 @@ class Store:
         self._locks: dict[str, int] = {}
 
     def check_readable(self) -> None:
-        """Refuse a folder that is not there: what is asked of it would seem to be none.
-
-        Raises:
-            InvalidInputError: it is missing, or cannot be read.
-        """
-        where = f"--results {self.root}"
-        try:
-            with os.scandir(self.root):
-                return
-        except FileNotFoundError:
-            here = "" if self.root.is_absolute() else f" in {Path.cwd()}"
-            what, remedy = f"there is no such folder{here}", self._remedy()
-        except NotADirectoryError:
-            what, remedy = "is a file", "name a folder"
-        except OSError as error:
-            what, remedy = f"cannot be read: {error.strerror}", "name a folder that you may read"
-        raise InvalidInputError([Problem(where, what, remedy)])
-
-    def _remedy(self) -> str:
-        """Name the folder beside it that was meant, or what makes one."""
-        try:
-            beside = [each.name for each in self.root.absolute().parent.iterdir() if each.is_dir()]
-        except OSError:
-            beside = []
-        near = difflib.get_close_matches(self.root.name, beside, n=1)
-        meant = f"did you mean {self.root.parent / near[0]}? " if near else ""
-        return f"{meant}--results DIR names another; optbench run and compare make one"
+        """Refuse a folder that is not there: see `harness.store_folder.check_readable`."""
+        check_readable(self.root)
 
     def check_writable(self) -> None:
-        """Make the folder and try to write in it, so that a sweep isn't refused half-way.
-
-        Raises:
-            InvalidInputError: it cannot be made or written, or the disk is full.
-        """
-        where = f"--results {self.root}"
-        for folder in [self.root, *self.root.parents]:
-            if folder.is_file():
-                raise InvalidInputError([Problem(where, f"{folder} is a file", "name another folder")])
-        trial = self.root / f".trial-{secrets.token_hex(8)}"
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            try:
-                trial.write_bytes(bytes(4096))
-            finally:
-                trial.unlink(missing_ok=True)
-            free = shutil.disk_usage(self.root).free
-        except OSError as error:
-            remedy = "name a folder that you may write to and that has space, --results ~/results say"
-            raise InvalidInputError([Problem(where, f"cannot be written: {error.strerror}", remedy)]) from error
-        if free < MIN_FREE_BYTES:
-            what = f"its disk has {free // 2**20} MiB left, a sweep needs {MIN_FREE_BYTES // 2**20}"
-            raise InvalidInputError([Problem(where, what, "make space, or name a folder on another disk")])
+        """Make the folder and try to write in it: see `harness.store_folder.check_writable`."""
+        check_writable(self.root)
 
     def new_run(self, spec: RunSpec) -> Path:
         """Make a run's folder and hold it for this process until `finish`, so that readers know the run is on.
