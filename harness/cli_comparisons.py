@@ -213,10 +213,15 @@ def selftest(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--setting", metavar="SETTING", help="alone, neighbour, two-ranks. Repeatable. Default: all."
+            "--setting",
+            metavar="SETTING",
+            help="alone, neighbour, two-ranks, late-neighbour. Repeatable. Default: all.",
         ),
     ] = None,
-    launches: Annotated[int, typer.Option(min=36, help="In each setting's pool, which replays draw from.")] = 48,
+    launches: Annotated[
+        int,
+        typer.Option(min=0, help="In each setting's pool, which replays draw from: 36 or more, or 0 for none."),
+    ] = 48,
     gates: Annotated[
         int, typer.Option(min=0, help="Complete live gates of each of four kinds, in each setting.")
     ] = 20,
@@ -235,7 +240,7 @@ def selftest(
     """Measure this machine's comparisons: false alarms, planted slowdowns, peers' methods. Hours; see --gates."""
     from harness.store import Store
     from harness.verbs import comparing, measuring
-    from launch.selftest import Setting
+    from launch.selftest import FEWEST, Setting
 
     store = Store(results)
     here.refuse_unwritable("--markdown", markdown)
@@ -243,6 +248,10 @@ def selftest(
     unknown = [each for each in settings or [] if each not in known]
     if unknown:
         raise InvalidInputError([Problem("--setting", f"no setting {unknown[0]}", ", ".join(known))])
+    if 0 < launches < FEWEST:
+        raise InvalidInputError(
+            [Problem("--launches", f"{launches} are too few to draw from", f"{FEWEST} or more, or 0 for none")]
+        )
     if sittings == 1 or sittings < 0:
         raise InvalidInputError(
             [Problem("--sittings", f"{sittings} show no difference", "2 or more, or 0 for none")]

@@ -131,7 +131,7 @@ def main() -> int:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     if options.path:
-        sys.path.insert(0, options.path)
+        sys.path[:0] = import_roots(options.path)
     rank = int(os.environ["RANK"])
     driver = connected(options.socket)
     driver.send("here", arm=options.arm, rank=rank)
@@ -258,10 +258,16 @@ def _refuse_code_from_elsewhere(root: Path, names: Sequence[str] = ()) -> None:
         raise ImportError(message)
 
 
+def import_roots(path: str) -> list[str]:
+    """Return the folders of a checkout in which packages are looked for: itself, and ``src`` in the src layout."""
+    inner = Path(path) / "src"
+    return [path, str(inner)] if inner.is_dir() and not (inner / "__init__.py").exists() else [path]
+
+
 def _found_in(root: Path, name: str) -> bool:
-    """Say whether a module of that name lies in a folder."""
-    place = root.joinpath(*name.split("."))
-    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+    """Say whether a module of that name lies in a checkout."""
+    places = [Path(each).joinpath(*name.split(".")) for each in import_roots(str(root))]
+    return any(each.with_suffix(".py").is_file() or (each / "__init__.py").is_file() for each in places)
 
 
 def share_of(cores: Sequence[int], rank: int, ranks: int) -> set[int]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
-from harness.comparison.analysis import next_step
-from harness.comparison.designing import ALPHA, design, out_of_reach, spread
+from harness.comparison.analysis import next_step, valid_launches
+from harness.comparison.designing import ALPHA, design, out_of_reach, spread, sufficient_s
+from harness.comparison.estimate import rounds_of
 from harness.comparison.model import Comparison, Design
+from harness.comparison.pacing import OVERRUN, Cost, launch_s
+from harness.comparison.spending import LEAST_LAUNCHES, further
 from launch.arms import ArmError, Arms, OutOfMemoryError
 from launch.sitting import Sitting, UnlikeArmsError
 from launch.watching import Machine
@@ -17,9 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from harness.comparison.model import Arm, Outcome
-
-OVERRUN = 1.1
-"""Times the budget that may be spent to reach the first look at the data."""
 
 LEAST_BEGIN_S = 15.0
 """Interpreters may take so long to start, however small the budget: how much it lacks is known afterwards."""
@@ -67,13 +66,11 @@ def compare(  # noqa: PLR0913  # one argument an option
         The comparison; an arm that fails ends it with outcome ``failed`` and what was measured until then.
 
     Raises:
-        InvalidInputError: the budget ends before the first look at the data.
+        TooShortError: the budget ends before the first look at the data.
         UnlikeArmsError: the arms train differently.
     """
     if self_check:
-        names = itertools.accumulate(itertools.repeat("again"), "{} {}".format, initial=arms[0].name)
-        name = next(each for each in names if all(each != arm.name for arm in arms))
-        arms = [*arms, arms[0].model_copy(update={"name": name})]
+        arms = [*arms, arms[0].model_copy(update={"name": _control(arms)})]
         proofs = [*proofs, *proofs[:1]]
     asked = Design(
         looks=(),
@@ -103,7 +100,13 @@ def compare(  # noqa: PLR0913  # one argument an option
         return run.comparison("failed", str(error))
     except KeyboardInterrupt:
         return run.comparison("interrupted", "before it was decided")
-    return run.comparison("completed", None)
+    return run.comparison("completed", run.too_few())
+
+
+def _control(arms: Sequence[Arm]) -> str:
+    """Return a name of its own for the first arm's code when it rides along a second time."""
+    names = (f"{arms[0].name} (A/A control{each})" for each in ("", *(f" {n}" for n in range(2, 2 + len(arms)))))
+    return next(name for name in names if all(name != arm.name for arm in arms))
 
 
 class _Run:
@@ -138,6 +141,8 @@ class _Run:
         self._sitting: Sitting | None = None
         self._about: Sequence[dict[str, Any]] = ()
         self._environment: dict[str, Any] = {}
+        self._start_s = 0.0
+        self._last_look: int | None = None
 
     def has_launches(self) -> bool:
         """Say whether a launch has ended."""
@@ -148,7 +153,7 @@ class _Run:
 
         Raises:
             ArmError: an arm failed, or did not answer in time.
-            InvalidInputError: the budget ends before the first look at the data.
+            TooShortError: the budget ends before the first look at the data.
             UnlikeArmsError: the arms train differently.
         """
         budget_s = OVERRUN * self._plan.budget_s - (time.monotonic() - self._origin_s)
@@ -170,32 +175,55 @@ class _Run:
             )
             ready_s = sitting.spent_s()
             begun = sitting.begin()
-            asked = self._plan
+            self._start_s = ready_s if resident else sitting.spent_s()
+            start_s = (1 if resident else 2) * begun.took_s + (ready_s - began_s if fresh else 0.0)
             self._plan = design(
-                asked,
+                self._plan,
                 arms=len(self._arms),
                 ranks=self._ranks,
-                start_s=ready_s if resident else sitting.spent_s(),
-                launch_start_s=(1 if resident else 2) * begun.took_s + (ready_s - began_s if fresh else 0.0),
+                start_s=self._start_s,
+                launch_start_s=start_s,
                 step_time_s=begun.step_s,
                 mean_step_time_s=begun.mean_step_s,
             )
             self._told(_plan_line(self._plan, ready_s, begun.step_s, spread(self._plan, begun.noise)))
-            while True:
-                made = sitting.launch(self._plan)
-                self._environment = worlds.environment
-                standing = made.invalid or "valid"
-                self._told(
-                    f"launch {made.number + 1} of at most {self._plan.looks[-1]}: {standing}, {made.took_s:.1f} s"
-                )
-                so_far = self.comparison("incomplete", UNFINISHED)
-                self._kept(so_far)
-                longest = max(each.took_s for each in sitting.launches)
-                if next_step(so_far, self._ready) != "go on":
-                    return
-                looked = len(sitting.launches) >= self._plan.looks[0]
-                if sitting.spent_s() + longest > asked.budget_s * (1.0 if looked else OVERRUN):
-                    return
+            turn_steps = self._plan.turn_steps + self._plan.lead_steps
+            self._launches(sitting, worlds, Cost(start_s, len(self._arms) * turn_steps * begun.mean_step_s))
+
+    def _launches(self, sitting: Sitting, worlds: Arms, expected: Cost) -> None:
+        """Launch until it is decided or the budget is spent; plan anew before each launch, by the clock alone."""
+        rounds: list[int] = []
+        while True:
+            spent_s = sitting.spent_s() if sitting.launches else self._start_s
+            seconds = launch_s(self._plan, spent_s, sitting.cost or expected, rounds, self._ranks)
+            if seconds is None:
+                self._last_look = len(rounds)
+                return
+            made = sitting.launch(self._plan, seconds)
+            self._environment = worlds.environment
+            so_far = self.comparison("incomplete", UNFINISHED)
+            rounds = [rounds_of(launch) for launch in valid_launches(so_far)]
+            self._told(
+                f"launch {made.number + 1}: {made.invalid or 'valid'}, {rounds_of(made)} rounds, "
+                f"{made.took_s:.1f} s; {sitting.spent_s():.0f} of {self._plan.budget_s:g} s spent"
+            )
+            self._kept(so_far)
+            following = next_step(so_far, self._ready)
+            if following == "decided":
+                return
+            if following == "spent":
+                self._plan = further(self._plan)
+
+    def too_few(self) -> str | None:
+        """Say why there is no interval, and what would give one; None: there is."""
+        if self._last_look is None or self._last_look >= LEAST_LAUNCHES or self._sitting is None:
+            return None
+        made, valid, cost = len(self._sitting.launches), self._last_look, self._sitting.cost
+        found = f"an interval takes {LEAST_LAUNCHES} valid launches, and there were {valid}"
+        if made > valid:
+            return f"{found} of {made}: guards left the others out; try again when the machine is quieter"
+        needed_s = self._plan.budget_s if cost is None else sufficient_s(self._start_s, *cost, self._ranks)
+        return f"{found} within {self._plan.budget_s:g} s: at this pace a budget of {needed_s:.0f} s is enough"
 
     def comparison(self, outcome: Outcome, reason: str | None) -> Comparison:
         """Return what there is."""
@@ -214,6 +242,7 @@ class _Run:
             environment=self._environment,
             started_unix_s=self._began,
             spent_s=time.monotonic() - self._origin_s,
+            last_look=self._last_look,
             outcome=outcome,
             reason=reason,
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from harness import launching, user_path
 from harness.errors import OptbenchError
 from harness.store import Store
+from launch.baton import import_roots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,11 +57,11 @@ def train(specs: Sequence[RunSpec], python: Path | None, path: Path | None) -> l
 
 def _settings(path: Path | None) -> dict[str, str]:
     """Return the environment in which that code is found before any that is installed."""
-    found = path or Path(__file__).resolve().parents[1]
+    found = import_roots(str(path or Path(__file__).resolve().parents[1]))
     rest = os.environ.get("PYTHONPATH")
     return {
         **launching.clean(os.environ),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(found), rest])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [*found, rest])),
         user_path.VARIABLE: os.environ.get(user_path.VARIABLE) or str(Path.cwd()),
     }
 

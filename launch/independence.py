@@ -6,7 +6,7 @@ import math
 from statistics import median
 from typing import TYPE_CHECKING
 
-from harness.comparison.estimate import hodges_lehmann, log_ratios, mean_step
+from harness.comparison.estimate import hodges_lehmann, log_ratios, mean_step, rounds_of
 from harness.comparison.model import Arm
 from launch import selftest
 from launch.comparing import compare
@@ -126,7 +126,7 @@ def _log_ratios(found: Sequence[Comparison], arm: int = 1) -> list[list[float]]:
 
     Each is of as many rounds as the shortest launch has.
     """
-    rounds = min(each.design.rounds for each in found)
+    rounds = min(rounds_of(launch) for launch in selftest.valid_launches(found))
     return [
         [
             hodges_lehmann(log_ratios(launch, (0, arm), mean_step)[:rounds])

@@ -11,7 +11,7 @@ import time
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from harness.comparison.analysis import analyse
+from harness.comparison.analysis import analyse, last_share
 from harness.comparison.designing import LOOKS, RESERVE
 from harness.comparison.estimate import hodges_lehmann, interval, log_ratios, mean_step
 from harness.comparison.model import STEP_TIME, Arm
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from harness.comparison.model import Comparison, Launch
 
-Setting = Literal["alone", "neighbour", "two-ranks"]
+Setting = Literal["alone", "neighbour", "two-ranks", "late-neighbour"]
 
 SHARES = (0.03, 0.05, 0.10)
 MARGIN = 0.025
@@ -44,6 +44,9 @@ GATES: tuple[tuple[float, float, float | None, str], ...] = (
 MOST_FALSE, LEAST_FOUND, LEAST_COVERED = 0.015, 0.95, 0.98
 LAUNCH_S = {1: 20.0, 2: 23.0}
 """Of a launch of all five arms, by ranks: a pair of them has about the turns of a gate of two arms."""
+
+FEWEST = 36
+"""Launches of a pool: replays draw up to 24, each at most once."""
 
 SITTING = 6
 """Valid launches after which a pool starts its worlds anew, so that what a whole sitting shares can be seen."""
@@ -179,7 +182,7 @@ def live_gate(share: float, margin: float, budget_s: float, seed: int, ranks: in
     margins = {STEP_TIME: margin}
 
     def verdict(so_far: Comparison) -> str:
-        looked = timed.Compared("", analyse(so_far, whole=True), len(so_far.design.looks), margins)
+        looked = timed.Compared("", analyse(so_far, whole=True), last_share(so_far), margins)
         return str(timed.judged([looked])[0].verdict)
 
     arms = [Arm(name="baseline", spec=spec(0.0, ranks)), Arm(name="now", spec=spec(share, ranks))]
@@ -227,14 +230,17 @@ def gate_rows(setting: Setting, count: int, told: Callable[[str], None]) -> list
     return rows
 
 
-def straight(found: Comparison) -> Comparison:
+def straight(found: Comparison, wanted: tuple[float, ...] = (0.0, 0.0, *SHARES)) -> Comparison:
     """Return a sitting of a pool with its plain arms first, whichever way round it was measured.
+
+    Args:
+        found: the sitting.
+        wanted: planted shares of its arms.
 
     Raises:
         OptbenchError: it is none.
     """
     shares = tuple(each.spec.optimizer_options.get("slower") for each in found.arms)
-    wanted = (0.0, 0.0, *SHARES)
     if shares not in {wanted, wanted[::-1]}:
         raise OptbenchError("--from: not a pool of the selftest; name comparisons that optbench selftest stored")
     if shares == wanted:
@@ -286,7 +292,7 @@ def rows_of(setting: str, launches: Sequence[Launch], count: int, arms: int = 2)
             )
         )
     passed = sum(each.gate == "passed" for each in drawn(ratios[0], margin=MARGIN, exchange=True)) / count
-    rows.append(_least(setting, f"A/A, margin {100 * MARGIN:g} %: gates pass", passed, LEAST_FOUND))
+    rows.append(least(setting, f"A/A, margin {100 * MARGIN:g} %: gates pass", passed, LEAST_FOUND))
     for share, of_share in zip(SHARES, ratios[1:], strict=True):
         rows += _planted(setting, share, of_share, drawn)
     return rows
@@ -312,13 +318,14 @@ def _planted(setting: str, share: float, ratios: Sequence[float], drawn: Callabl
     needed = median(each.launches for each in found)
     measured = f"{100 * math.expm1(sum(ratios) / len(ratios)):.2f} %"
     return [
-        _least(setting, f"{name}: gates find it", caught, LEAST_FOUND, f"after {needed:g} launches"),
-        _least(setting, f"{name}: speed-ups found", sped, LEAST_FOUND),
-        _least(setting, f"{name}: interval covers it", covered, LEAST_COVERED, f"pool {measured}"),
+        least(setting, f"{name}: gates find it", caught, LEAST_FOUND, f"after {needed:g} launches"),
+        least(setting, f"{name}: speed-ups found", sped, LEAST_FOUND),
+        least(setting, f"{name}: interval covers it", covered, LEAST_COVERED, f"pool {measured}"),
     ]
 
 
-def _least(setting: str, what: str, found: float, target: float, more: str = "") -> Row:
+def least(setting: str, what: str, found: float, target: float, more: str = "") -> Row:
+    """Return the row of a share that is to reach a target."""
     words = _share(found) + (f", {more}" if more else "")
     return Row(setting, what, words, _share(target), found >= target)
 

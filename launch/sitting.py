@@ -9,8 +9,10 @@ from statistics import fmean, quantiles
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.checks.curves import band, parts
+from harness.comparison.estimate import rounds_of
 from harness.comparison.guards import invalid
 from harness.comparison.model import Launch, WarmUp
+from harness.comparison.pacing import Cost, is_over
 from harness.comparison.steady import LEAST, steady
 from harness.errors import OptbenchError
 from harness.registry import OPTIMIZERS
@@ -37,8 +39,15 @@ CURVE_STEPS = 100
 """Of each launch's losses that are held together: as many as a run has unless told; chaos needs longer."""
 
 
+ALLOWED = "; --allow-different-training compares them still"
+"""What to do about it, for those who gave options."""
+
+
 class UnlikeArmsError(OptbenchError):
     """Two arms train differently: their times answer another question."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(found + ALLOWED)
 
 
 class Begun(NamedTuple):
@@ -88,6 +97,7 @@ class Sitting:
     Attributes:
         launches: made so far.
         facts: by arm, of the last launch.
+        cost: of the last launch, at its pace; before the first, None.
     """
 
     def __init__(
@@ -108,6 +118,7 @@ class Sitting:
         self._renewed = True
         self._curves: dict[int, list[float | None]] = {}
         self.launches: list[Launch] = []
+        self.cost: Cost | None = None
         self.facts: dict[int, dict[str, Any]] = {}
 
     def spent_s(self) -> float:
@@ -126,45 +137,63 @@ class Sitting:
             self._begun = first
         return first
 
-    def launch(self, plan: Design) -> Launch:
+    def launch(self, plan: Design, seconds: float) -> Launch:
         """Make a launch.
+
+        Args:
+            plan: of the comparison.
+            seconds: that it may take, its start included; rounds end with them, a few are made in any case.
 
         Raises:
             ArmError: an arm failed, or did not answer in time.
             UnlikeArmsError: they train differently.
         """
+        began_s = self.spent_s() if self._begun is None else self._begun.started_s
         if self._fresh and not self._renewed:
             self._worlds.renew()
         self._renewed = False
         order = random.Random(plan.seed * 1000 + len(self.launches))  # noqa: S311  # an order, no secret
-        made = self._together(plan, order) if self._resident else self._in_abba(plan, order)
+        until_s = began_s + seconds
+        made = self._together(plan, order, until_s) if self._resident else self._in_abba(plan, order, until_s)
         self.launches.append(made)
+        turning_s = sum(turn.took_s or 0.0 for turn in made.turns)
+        self.cost = Cost(self.spent_s() - began_s - turning_s, turning_s / rounds_of(made))
         return made
 
-    def _together(self, plan: Design, order: random.Random) -> Launch:
+    def _together(self, plan: Design, order: random.Random, until_s: float) -> Launch:
         begun = self._begun or self._warm(range(len(self._arms)))
         self._begun = None
-        turns = []
-        for each in range(plan.rounds):
+        turns: list[Turn] = []
+        first_s, rounds = self.spent_s(), 0
+        while not is_over(rounds, self.spent_s(), first_s, until_s):
             for position, index in enumerate(order.sample(range(len(self._arms)), len(self._arms))):
-                turns.append(self._turn(plan, index, each, position))
+                turns.append(self._turn(plan, index, rounds, position))
+            rounds += 1
         return self._made(begun, turns, self._end())
 
-    def _in_abba(self, plan: Design, order: random.Random) -> Launch:
+    def _in_abba(self, plan: Design, order: random.Random, until_s: float) -> Launch:
         """Launch the arms one at a time, then in the reverse order, so that a steady drift cancels out.
 
-        The turns of an arm's two short launches are the rounds' two halves.
+        The turns of an arm's two short launches are the rounds' two halves. How long a half is shows in the first
+        of them, which has its share of the time; the others have as many turns.
         """
         there = order.sample(range(len(self._arms)), len(self._arms))
-        half = max(1, plan.rounds // 2)
+        half: int | None = None
         turns: list[Turn] = []
         peaks: dict[int, int] = {}
         begun: list[Begun] = []
-        for first_round, indices in ((0, there), (half, there[::-1])):
+        shares = 2 * len(there)
+        first_until_s = self.spent_s() + (until_s - self.spent_s()) / shares
+        for indices in (there, there[::-1]):
             found = []
+            first_round = 0 if half is None else half
             for position, index in enumerate(indices):
                 found.append(self._warm([index]))
-                turns += [self._turn(plan, index, first_round + each, position) for each in range(half)]
+                if half is None:
+                    turns = self._half(plan, index, first_until_s)
+                    half = len(turns)
+                else:
+                    turns += [self._turn(plan, index, first_round + each, position) for each in range(half)]
                 for arm, peak in self._end().items():
                     peaks[arm] = max(peak, peaks.get(arm, 0))
             begun.append(self._joined(found))
@@ -174,6 +203,14 @@ class Sitting:
             for arm, each in begun[0].warm.items()
         }
         return self._made(begun[0]._replace(warm=warm), turns, peaks)
+
+    def _half(self, plan: Design, index: int, until_s: float) -> list[Turn]:
+        """Return the turns of the first of several arms that run one at a time, as many as it has time for."""
+        turns: list[Turn] = []
+        first_s = self.spent_s()
+        while not is_over(2 * len(turns), self.spent_s(), first_s, until_s):
+            turns.append(self._turn(plan, index, len(turns), 0))
+        return turns
 
     def _apart(self) -> Begun:
         """Warm the arms up one at a time, without a turn."""
@@ -244,10 +281,7 @@ class Sitting:
                 continue
             what = f"{self._arms[0].name} and {arm.name} train differently: their losses part in step {step}"
             if not self._unlike:
-                raise UnlikeArmsError(
-                    f"arms {what}, {left[step - 1]:.6g} and {right[step - 1]:.6g}; "
-                    "--allow-different-training compares them still"
-                )
+                raise UnlikeArmsError(f"arms {what}, {left[step - 1]:.6g} and {right[step - 1]:.6g}")
             found.append(what)
         return found
 
@@ -265,8 +299,7 @@ class Sitting:
                 if abs(left - right) > allowed * max(abs(left), abs(right)):
                     raise UnlikeArmsError(
                         f"arms {self._arms[0].name} and {arm.name} train differently: in step {step} their "
-                        f"losses are {left:.6g} and {right:.6g}, band {allowed:g}; "
-                        "--allow-different-training compares them still"
+                        f"losses are {left:.6g} and {right:.6g}, band {allowed:g}"
                     )
 
     def _turn(self, plan: Design, index: int, number: int, position: int) -> Turn:

@@ -9,9 +9,12 @@ import os
 import random
 import select
 import signal
+import sys
 import time
 import traceback
 from typing import TYPE_CHECKING, NoReturn
+
+from optbench.laziness import lazy_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +32,13 @@ SHORTEST_S = 5e-8
 
 LONGEST_WAIT_S = 3600.0
 """Of one select, which takes no infinite time."""
+
+SIDES = ("baseline", "candidate")
+"""What both callables are called, in this order."""
+
+
+class LazyError(TypeError):
+    """A callable returned before its work was done."""
 
 
 def in_process(
@@ -64,6 +74,7 @@ def forked(
 
     Raises:
         TimeoutError: it did not end in time.
+        TypeError: a callable returned before its work was done.
         RuntimeError: a callable raised, or the process died.
     """
     __tracebackhide__ = True
@@ -87,6 +98,8 @@ def forked(
     if not told.endswith(b"\n"):
         raise RuntimeError(f"a launch's process died, status {code}")
     answer = json.loads(told)
+    if "lazy" in answer:
+        raise TypeError(answer["lazy"])
     if "error" in answer:
         raise RuntimeError(f"a callable raised in a launch:\n{answer['error']}")
     return _estimated(answer["rounds"])
@@ -120,6 +133,8 @@ def _answer(baseline: Callable[[], object], candidate: Callable[[], object], len
         kept = scatter()
         answer: dict[str, object] = {"rounds": _turns(baseline, candidate, length_s)}
         del kept
+    except LazyError as error:
+        return {"lazy": str(error)}
     except BaseException as error:  # noqa: BLE001  # whatever a callable raises is told by the parent
         return {"error": "".join(traceback.format_exception(error.with_traceback(_of_callable(error))))}
     return answer
@@ -180,7 +195,8 @@ def _turns(
 ) -> list[tuple[float, float]]:
     """Return seconds a call of both, round by round."""
     sides = (baseline, candidate)
-    shortest = [_warmed(each) for each in sides]
+    shortest = [_warmed(each, name) for each, name in zip(sides, SIDES, strict=True)]
+    wait = _waits()
     chance = random.Random(os.urandom(8))  # noqa: S311  # an order, no secret
     found: list[tuple[float, float]] = []
     until = time.perf_counter() + length_s
@@ -188,33 +204,73 @@ def _turns(
         call_s = max(*shortest, SHORTEST_S)
         took = [0.0, 0.0]
         for side in chance.sample((0, 1), 2):
-            took[side] = _turn(sides[side], call_s)
+            took[side] = _turn(sides[side], call_s, wait)
         found.append((took[0], took[1]))
         # The first calls may have been slow, and one call's time is mostly the clock's own where it is short.
         shortest = [min(each) for each in zip(shortest, took, strict=True)]
     return found
 
 
-def _turn(call: Callable[[], object], call_s: float) -> float:
-    """Return seconds a call, over a turn's length of calls that take about ``call_s``, one at least."""
+def _turn(call: Callable[[], object], call_s: float, wait: Callable[[], None] | None) -> float:
+    """Return seconds a call, over a turn's length of calls that take about ``call_s``, one at least.
+
+    Args:
+        call: is called.
+        call_s: of one, about.
+        wait: for what a call has left to a device; None: no device is in use.
+    """
     if call_s < LONG_S:
         call()  # untimed: the caches held the other's data
     calls = max(1, round(TURN_S / call_s))
+    if wait is None:
+        began = time.perf_counter()
+        for _ in range(calls):
+            call()
+        return (time.perf_counter() - began) / calls
+    wait()
     began = time.perf_counter()
     for _ in range(calls):
         call()
+        wait()
     return (time.perf_counter() - began) / calls
 
 
-def _warmed(call: Callable[[], object]) -> float:
-    """Call it until it is warm, once at least; return the seconds of its shortest call."""
+def _warmed(call: Callable[[], object], side: str) -> float:
+    """Call it until it is warm, once at least; return the seconds of its shortest call.
+
+    Raises:
+        LazyError: the first call returned before its work was done.
+    """
     until, shortest, calls = time.perf_counter() + WARM_S, math.inf, 0
     while not calls or (calls < MOST_WARM_CALLS and time.perf_counter() < until):
         began = time.perf_counter()
-        call()
+        result = call()
+        wait = _waits()
+        if wait is not None:
+            wait()
         shortest = min(shortest, time.perf_counter() - began)
+        if not calls and (why := lazy_result(result, side)) is not None:
+            raise LazyError(why)
+        del result
         calls += 1
     return shortest
+
+
+def _waits() -> Callable[[], None] | None:
+    """Return what waits for all that torch's devices have been given; None: none is in use."""
+    torch = sys.modules.get("torch")
+    modules = [getattr(torch, name, None) for name in ("cuda", "xpu")]
+    used = [each for each in modules if each is not None and each.is_initialized()]
+    if torch is not None and hasattr(torch, "mps") and torch.backends.mps.is_available():
+        used.append(torch.mps)
+    if not used:
+        return None
+
+    def wait() -> None:
+        for module in used:
+            module.synchronize()
+
+    return wait
 
 
 def _estimated(rounds: list[tuple[float, float]]) -> float:

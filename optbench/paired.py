@@ -21,6 +21,9 @@ LOOKS = (4, 6, 8, 12)
 ALPHA = 0.01
 """Error of each one-sided bound, over all looks together."""
 
+LEAST_LAUNCHES = 3
+"""That a last look takes; `harness.comparison.spending` says why."""
+
 LONGEST_LAUNCH_S = 2.0
 
 
@@ -63,7 +66,7 @@ def assert_not_slower(  # one keyword an option
     candidate: Callable[[], object],
     baseline: Callable[[], object],
     *,
-    margin: float = 0.05,
+    margin: float | str = 0.05,
     budget_s: float = 60.0,
     timeout_s: float = 60.0,
     strict: bool = False,
@@ -77,8 +80,8 @@ def assert_not_slower(  # one keyword an option
     Args:
         candidate: without arguments; called often.
         baseline: likewise.
-        margin: relative difference that does not matter.
-        budget_s: wall-clock time within which the last launch begins; none does that no look can follow within it.
+        margin: relative difference that does not matter: ``0.05`` or ``"5 %"``.
+        budget_s: wall-clock time within which the last launch begins.
         timeout_s: of one launch.
         strict: fail where the budget ends before it is known.
 
@@ -87,18 +90,17 @@ def assert_not_slower(  # one keyword an option
 
     Raises:
         AssertionError: the candidate is slower; or, if ``strict``, it is not known.
+        TypeError: a callable returns before its work is done: it is a coroutine function or a generator function,
+            or returns an awaitable, an iterator or a future.
         ValueError: the margin or a time makes no sense.
         TimeoutError: a launch did not end in time.
         RuntimeError: a callable raised in a launch; the text holds its traceback.
     """
     __tracebackhide__ = True
-    if not (margin >= 0 and math.isfinite(margin) and budget_s > 0 and timeout_s > 0):
-        raise ValueError(
-            f"margin={margin!r}, budget_s={budget_s!r}, timeout_s={timeout_s!r}: not negative, times above 0"
-        )
+    allowed = _checked(candidate, baseline, margin, budget_s, timeout_s)
     length_s = min(LONGEST_LAUNCH_S, budget_s / LOOKS[-1])
-    found = _measured(candidate, baseline, margin, budget_s, length_s, timeout_s)
-    told = f"{found} (margin {100 * margin:g} %)"
+    found = _measured(candidate, baseline, allowed, budget_s, length_s, timeout_s)
+    told = f"{found} (margin {100 * allowed:g} %)"
     if found.verdict == "slower":
         raise AssertionError(told)
     if found.verdict == "inconclusive":
@@ -109,6 +111,33 @@ def assert_not_slower(  # one keyword an option
     return found
 
 
+def _checked(
+    candidate: Callable[[], object],
+    baseline: Callable[[], object],
+    margin: float | str,
+    budget_s: float,
+    timeout_s: float,
+) -> float:
+    """Return the margin as a fraction.
+
+    Raises:
+        TypeError: a callable is no call of its work.
+        ValueError: the margin or a time makes no sense.
+    """
+    from harness.gating.file import fraction
+    from optbench.laziness import lazy_callable
+
+    for call, side in ((baseline, launches.SIDES[0]), (candidate, launches.SIDES[1])):
+        if (why := lazy_callable(call, side)) is not None:
+            raise TypeError(why)
+    if not (budget_s > 0 and timeout_s > 0):
+        raise ValueError(f"budget_s={budget_s!r}, timeout_s={timeout_s!r}: expected times above 0")
+    try:
+        return fraction(margin)
+    except ValueError as error:
+        raise ValueError(f"margin={margin!r}: {error}") from None
+
+
 def _measured(
     candidate: Callable[[], object],
     baseline: Callable[[], object],
@@ -117,7 +146,7 @@ def _measured(
     length_s: float,
     timeout_s: float,
 ) -> NotSlower:
-    """Launch both until a look decides, or no further look can be reached within the budget."""
+    """Launch both until a look decides, or no further launch begins within the budget; then look a last time."""
     __tracebackhide__ = True
     forks = can_fork()
     # Now, so that it takes no launch's time; not before: it starts threads, of OpenBLAS, which end at a fork.
@@ -126,16 +155,18 @@ def _measured(
     ratios: list[float] = []
     began = time.monotonic()
     found = _judged(ratios, margin, forks=forks, spent_s=0.0)
-    while found.verdict == "inconclusive" and _reaches_a_look(found, budget_s):
+    while found.verdict == "inconclusive" and _goes_on(found, budget_s):
         ratios.append(launch(baseline, candidate, length_s, timeout_s))
         found = _judged(ratios, margin, forks=forks, spent_s=time.monotonic() - began)
+    if found.verdict == "inconclusive":
+        found = _judged(ratios, margin, forks=forks, spent_s=found.spent_s, last=True)
     return found
 
 
-def _reaches_a_look(found: NotSlower, budget_s: float) -> bool:
-    """Return whether the last launch before the next look would begin within the budget."""
-    before = [look - 1 for look in LOOKS if look > found.launches]
-    return bool(before) and before[0] * _launch_s(found) < budget_s
+def _goes_on(found: NotSlower, budget_s: float) -> bool:
+    """Return whether another launch begins within the budget, and those that a look takes do, too."""
+    needed = max(found.launches, LEAST_LAUNCHES - 1)
+    return found.launches < LOOKS[-1] and needed * _launch_s(found) < budget_s
 
 
 def _launch_s(found: NotSlower) -> float:
@@ -159,21 +190,27 @@ def _remedy(found: NotSlower, length_s: float) -> str:
     return f"a launch takes {_launch_s(found):.1f} s: {enough}; a larger margin needs fewer of them"
 
 
-def _judged(ratios: Sequence[float], margin: float, *, forks: bool, spent_s: float) -> NotSlower:
-    """Return the verdict; between looks it is inconclusive."""
+def _judged(
+    ratios: Sequence[float], margin: float, *, forks: bool, spent_s: float, last: bool = False
+) -> NotSlower:
+    """Return the verdict; between looks it is inconclusive. The last look spends what is left of the error."""
     from harness.comparison.estimate import interval, p_above, p_below
+    from harness.comparison.spending import looks_of, shares
 
+    looks = looks_of(LOOKS, shares(len(LOOKS)), len(ratios) if last else None)
+    due = next((look.share for look in looks if look.launches == len(ratios)), None)
+    share = due or shares(1)[0]
     verdict: Literal["not slower", "slower", "inconclusive"] = "inconclusive"
     low, centre, high = 0.0, 0.0, math.inf
     if ratios:
-        bounds = interval(ratios, 2 * ALPHA / len(LOOKS))
+        bounds = interval(ratios, 2 * ALPHA * share)
         centre = bounds.centre
         low, high = (math.exp(bounds.low), math.exp(bounds.high)) if len(ratios) > 1 else (0.0, math.inf)
-    if len(ratios) in LOOKS:
+    if due is not None:
         allowed = math.log1p(margin)
-        if len(LOOKS) * p_above(ratios, allowed) <= ALPHA:
+        if p_above(ratios, allowed) <= ALPHA * due:
             verdict = "slower"
-        elif len(LOOKS) * p_below(ratios, allowed) <= ALPHA:
+        elif p_below(ratios, allowed) <= ALPHA * due:
             verdict = "not slower"
     kind: Literal["forked", "in-process"] = "forked" if forks else "in-process"
     return NotSlower(math.exp(centre), low, high, verdict, len(ratios), kind, spent_s)

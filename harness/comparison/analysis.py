@@ -16,20 +16,29 @@ from harness.comparison.estimate import (
     stalls,
 )
 from harness.comparison.model import STEP_TIME, Analysis, Estimate, Pair
+from harness.comparison.spending import looks_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from harness.comparison.model import Comparison, Design, Launch, Turn, Verdict
+    from harness.comparison.spending import Look
 
 CPU_TIME, MEMORY = "cpu_time_s", "peak_memory_bytes"
 
 
 @dataclass(frozen=True)
 class _Look:
-    """One look at the data of a pair."""
+    """One look at the data of a pair.
+
+    Attributes:
+        launches: valid ones; 0: there was no look.
+        alpha: error that it may spend.
+        decided: whether there is a verdict.
+    """
 
     launches: int
+    alpha: float
     decided: bool
 
 
@@ -41,7 +50,7 @@ def analyse(comparison: Comparison, *, comparison_id: str | None = None, whole: 
         comparison_id: of the store.
         whole: go by the last look there was; default: by the first that decides, as a comparison stops there.
     """
-    valid = _valid(comparison)
+    valid = valid_launches(comparison)
     pairs = [_pair(comparison, valid, arm, whole=whole) for arm in range(1, len(comparison.arms))]
     notes = [
         f"the same code twice came out {pair.verdict}: this machine is not fit for comparisons now; "
@@ -63,21 +72,19 @@ def next_step(
         comparison: so far.
         ready: says whether it is decided; None: every arm but an A/A one has a verdict.
     """
-    valid = _valid(comparison)
+    valid = valid_launches(comparison)
     if len(valid) in comparison.design.looks:
         arms = range(1, len(comparison.arms) - comparison.design.self_check)
         if ready is not None:
             decided = ready(comparison)
         else:
-            decided = all(
-                _look(comparison.design, ratios_of(valid, arm, mean_step)).decided for arm in arms or (1,)
-            )
+            decided = all(_look(comparison, ratios_of(valid, arm, mean_step)).decided for arm in arms or (1,))
         if decided:
             return "decided"
     return "spent" if len(valid) >= comparison.design.looks[-1] else "go on"
 
 
-def _valid(comparison: Comparison) -> list[Launch]:
+def valid_launches(comparison: Comparison) -> list[Launch]:
     """Return the launches that count: no guard has marked them, and every arm has had turns in them."""
     arms = range(1, len(comparison.arms))
     return [
@@ -103,14 +110,28 @@ def verdict(low: float, high: float, margin: float) -> Verdict:
     return "slower" if low > 0 else "inconclusive"
 
 
-def _look(design: Design, ratios: Sequence[float], *, whole: bool = False) -> _Look:
+def last_share(comparison: Comparison) -> float:
+    """Return the share of the error that the last look there was may spend; 0: there was none."""
+    reached = [look.share for look in _looks(comparison) if look.launches <= len(valid_launches(comparison))]
+    return reached[-1] if reached else 0.0
+
+
+def _looks(comparison: Comparison) -> list[Look]:
+    return looks_of(comparison.design.looks, comparison.design.shares, comparison.last_look)
+
+
+def _look(comparison: Comparison, ratios: Sequence[float], *, whole: bool = False) -> _Look:
     """Return the first look that decides, else the last one there was; no launches: none."""
-    reached = [count for count in design.looks if count <= len(ratios)]
-    for count in reached[-1:] if whole else reached:
-        found = interval(ratios[:count], design.alpha / len(design.looks))
-        if verdict(found.low, found.high, design.margin) != "inconclusive":
-            return _Look(count, decided=True)
-    return _Look(reached[-1] if reached else 0, decided=False)
+    design = comparison.design
+    found = _Look(0, design.alpha, decided=False)
+    reached = [look for look in _looks(comparison) if look.launches <= len(ratios)]
+    for count, share in reached[-1:] if whole else reached:
+        seen = interval(ratios[:count], design.alpha * share)
+        decided = verdict(seen.low, seen.high, design.margin) != "inconclusive"
+        found = _Look(count, design.alpha * share, decided)
+        if decided:
+            break
+    return found
 
 
 def _phase_time(phase: str, turn: Turn) -> float | None:
@@ -119,7 +140,7 @@ def _phase_time(phase: str, turn: Turn) -> float | None:
 
 def _pair(comparison: Comparison, valid: Sequence[Launch], arm: int, *, whole: bool = False) -> Pair:
     design = comparison.design
-    look = _look(design, ratios_of(valid, arm, mean_step), whole=whole)
+    look = _look(comparison, ratios_of(valid, arm, mean_step), whole=whole)
     used = valid[: look.launches] if look.launches else list(valid)
     metrics = {STEP_TIME: _with_stalls(_estimate(design, ratios_of(used, arm, mean_step), look), used, arm)}
     for phase in _phases(used):
@@ -148,7 +169,7 @@ def _phases(launches: Iterable[Launch]) -> list[str]:
 def _estimate(design: Design, ratios: Sequence[float], look: _Look) -> Estimate:
     if not ratios:
         return Estimate(ratio=None, low=None, high=None, verdict="inconclusive", smallest_effect=None)
-    found = interval(ratios, design.alpha / len(design.looks))
+    found = interval(ratios, look.alpha)
     known = bool(look.launches) and math.isfinite(found.half)
     return Estimate(
         ratio=math.exp(found.centre),
@@ -177,19 +198,25 @@ def _with_stalls(estimate: Estimate, launches: Sequence[Launch], arm: int) -> Es
 
 
 def _amdahl(metrics: dict[str, Estimate]) -> str | None:
-    """Return the line that tells the optimizer's ratio from the step's; None: neither differs beyond doubt."""
+    """Return the sentences that tell the optimizer's ratio from the step's; None: neither differs beyond doubt."""
     optimizer, step = metrics.get("optimizer"), metrics[STEP_TIME]
     if optimizer is None or optimizer.ratio is None or step.ratio is None:
         return None
     if {optimizer.verdict, step.verdict}.isdisjoint({"faster", "slower"}):
         return None  # neither is told from nothing
-    return f"the optimizer {_times_faster(optimizer)}, the step {_times_faster(step)}"
+    told = _differs("the optimizer", optimizer), _differs("the step", step)
+    # Joined by a comma, what is not known of one would be read as the other's.
+    return (", " if "inconclusive" not in {optimizer.verdict, step.verdict} else "; ").join(told)
 
 
-def _times_faster(found: Estimate) -> str:
-    if found.ratio is None or found.verdict not in {"faster", "slower"}:
-        return f"is {found.verdict}"
-    return f"is {1 / found.ratio:.2f}x faster" if found.ratio <= 1 else f"is {found.ratio:.2f}x slower"
+def _differs(what: str, found: Estimate) -> str:
+    if found.ratio is None or found.verdict == "inconclusive":
+        return f"whether {what} differs is not known"
+    if found.verdict == "equivalent":
+        return f"{what} does not differ beyond the margin"
+    return (
+        f"{what} is {1 / found.ratio:.2f}x faster" if found.ratio <= 1 else f"{what} is {found.ratio:.2f}x slower"
+    )
 
 
 def _payback(launches: Sequence[Launch], arm: int, step: Estimate) -> int | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from harness.comparison.spending import looks_of, shares
 from harness.errors import InvalidInputError, Problem
 
 if TYPE_CHECKING:
     from harness.comparison.model import Design
 
 LOOKS: tuple[tuple[int, ...], ...] = ((4, 8, 14, 24), (4, 6, 8, 12), (4, 6, 8), (4, 6), (4,))
-"""Launches at which is looked, the more the better; the budget chooses.
+"""Launches at which is looked, the more the better; the budget chooses. What time is left afterwards adds more.
 
 Launches of the same code differ by about 1 % however long they are: many short ones tell more than few long ones.
 The most are made only where their start takes little of them:
@@ -26,6 +27,9 @@ TURN_S, LEAST_ROUNDS = 0.04, 20
 WORLD_TURN_S, WORLD_LEAST_ROUNDS = 0.12, 12
 """Likewise of an arm with several ranks: they wait for one another, so that single steps tell less."""
 
+HEADROOM = 1.3
+"""Of the budget that a refusal names: the next start and the next steps are no faster for being asked again."""
+
 MOST_ROUNDS = 150
 RESERVE = 0.05
 """Of the budget: launches are not equally long, and the worlds must end."""
@@ -33,6 +37,46 @@ RESERVE = 0.05
 LEAST_LEAD_STEPS = 1
 ALPHA = 0.01
 """Two-sided error of all looks at all arms together: each arm beside the first gets its share (Bonferroni)."""
+
+
+class TooShortError(InvalidInputError):
+    """The budget ends before the first look at the data.
+
+    Args:
+        what: was found.
+        needed_s: a budget that would do here.
+        why: it takes so long.
+        where: the option or key that holds the budget.
+        written: how a budget is written there, with a place for the seconds.
+    """
+
+    def __init__(
+        self, what: str, needed_s: int, why: str, where: str = "--budget", written: str = "--budget {}s"
+    ) -> None:
+        self.what, self.needed_s, self.why = what, needed_s, why
+        super().__init__([Problem(where, what, f"{why} need {written.format(needed_s)} here")])
+
+    def told_as(self, where: str, written: str) -> TooShortError:
+        """Return the same in the words of whoever asked: a gate's file has no options."""
+        return TooShortError(self.what, self.needed_s, self.why, where, written)
+
+
+def least_rounds(ranks: int) -> int:
+    """Return how many rounds a launch has at least, as planned; ``ranks`` of the largest world."""
+    return LEAST_ROUNDS if ranks == 1 else WORLD_LEAST_ROUNDS
+
+
+def sufficient_s(start_s: float, launch_start_s: float, round_s: float, ranks: int) -> int:
+    """Return a budget that holds the launches before the first look at this pace, in whole seconds.
+
+    Args:
+        start_s: until the worlds can launch.
+        launch_start_s: of one launch until its first turn.
+        round_s: a turn of every arm.
+        ranks: of the largest world.
+    """
+    launches_s = LOOKS[-1][0] * (launch_start_s + least_rounds(ranks) * round_s)
+    return math.ceil((start_s + launches_s) * HEADROOM)
 
 
 def design(
@@ -57,9 +101,9 @@ def design(
         mean_step_time_s: over arms and steps, interruptions and all; what a round costs goes by it.
 
     Raises:
-        InvalidInputError: the budget does not reach the first look; names the one that would.
+        TooShortError: the budget does not reach the first look; names the one that would.
     """
-    turn_s, least = (TURN_S, LEAST_ROUNDS) if ranks == 1 else (WORLD_TURN_S, WORLD_LEAST_ROUNDS)
+    turn_s, least = (TURN_S if ranks == 1 else WORLD_TURN_S), least_rounds(ranks)
     turn_steps = max(1, min(100, round(turn_s / step_time_s)))
     round_s = arms * (turn_steps + LEAST_LEAD_STEPS) * mean_step_time_s
     for looks in LOOKS:
@@ -69,26 +113,19 @@ def design(
             continue
         plan = {
             "looks": looks,
+            "shares": shares(len(looks)),
             "alpha": ALPHA / max(1, arms - 1 - asked.self_check),
             "rounds": min(rounds, MOST_ROUNDS),
             "turn_steps": turn_steps,
             "lead_steps": LEAST_LEAD_STEPS,
         }
         return asked.model_copy(update=plan)
-    needed = start_s + LOOKS[-1][0] * (launch_start_s + least * round_s)
-    raise InvalidInputError(
-        [
-            Problem(
-                "--budget",
-                f"{asked.budget_s:g} s end before the first look at the data",
-                f"{LOOKS[-1][0]} launches of {least} rounds need --budget {math.ceil(needed * HEADROOM)}s here",
-            )
-        ]
+    raise TooShortError(
+        f"{asked.budget_s:g} s end before the first look at the data",
+        sufficient_s(start_s, launch_start_s, round_s, ranks),
+        f"{LOOKS[-1][0]} launches of {least} rounds",
     )
 
-
-HEADROOM = 1.3
-"""Of the budget that a refusal names: the next start and the next steps are no faster for being asked again."""
 
 SPREAD = 0.005
 """Between launches of the same code, of the log ratio, however many turns they have: two processes differ."""
@@ -116,12 +153,13 @@ def out_of_reach(plan: Design, expected: float = SPREAD) -> str | None:
     from scipy import stats
 
     launches = plan.looks[-1]
-    quantile = float(stats.t.ppf(1 - plan.alpha / len(plan.looks) / 2, launches - 1))
+    share = looks_of(plan.looks, plan.shares, launches)[-1].share
+    quantile = float(stats.t.ppf(1 - plan.alpha * share / 2, launches - 1))
     # The interval must lie inside the margin with its centre anywhere near 1: one further standard error.
     reach = (quantile + 1) * expected / math.sqrt(launches)
     if not plan.margin or reach <= plan.margin:
         return None
     return (
         f"{launches} launches tell {100 * reach:.1f} % from nothing, at {100 * expected:.1f} % between launches: "
-        f"within a margin of {100 * plan.margin:g} % this may end inconclusive; a larger --budget helps"
+        f"within a margin of {100 * plan.margin:g} % this may end inconclusive; a larger budget helps"
     )

@@ -113,6 +113,11 @@ def log_ratios(launch: Launch, arms: tuple[int, int], quantity: Callable[[Turn],
     return [math.log(second[number] / first[number]) for number in sorted(first.keys() & second.keys())]
 
 
+def rounds_of(launch: Launch) -> int:
+    """Return how many rounds a launch had, one that was not finished included."""
+    return 1 + max((turn.round for turn in launch.turns), default=-1)
+
+
 def mean_step(turn: Turn) -> float | None:
     """Return the mean time of a turn's timed steps: stalls are part of it."""
     return sum(turn.step_time_s) / len(turn.step_time_s) if turn.step_time_s else None

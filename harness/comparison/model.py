@@ -12,7 +12,8 @@ from harness.spec import RunSpec  # noqa: TC001  # pydantic evaluates it
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-COMPARISON_VERSION = 1
+COMPARISON_VERSION = 2
+"""2: looks say what they spend of the error, and the rest is spent where the budget ends."""
 
 Verdict = Literal["faster", "slower", "equivalent", "inconclusive"]
 """Of B against A. ``equivalent``: the whole interval lies within the margin on both sides."""
@@ -43,16 +44,21 @@ class Arm(_Frozen):
 
 
 class Design(_Frozen):
-    """What is fixed before the first launch, so that nothing is decided after a look at the data."""
+    """What is fixed before the first launch, so that nothing is decided after a look at the data.
+
+    Launches end by the clock and looks are added where time is left: elapsed time alone decides that.
+    """
 
     looks: tuple[int, ...]
     """Numbers of valid launches at which the data are looked at, rising; none: it ended before its first turn."""
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    """Of ``alpha``, what each look may spend; none: the same for each, as in version 1."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Two-sided error of one arm beside the first, over all looks together: 1 % shared by the arms."""
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Relative difference that does not matter, 0.025 for 2.5 %."""
     rounds: Annotated[int, Field(ge=0)]
-    """Turns of each arm in one launch."""
+    """Turns of each arm in one launch, as planned: a launch ends with its share of the time."""
     turn_steps: Annotated[int, Field(ge=0)]
     """Timed steps in a turn."""
     lead_steps: Annotated[int, Field(ge=0)] = 1
@@ -67,6 +73,10 @@ class Design(_Frozen):
         if any(later <= earlier for earlier, later in itertools.pairwise((0, *self.looks))):
             found = ", ".join(map(str, self.looks))
             raise ValueError(f"looks: found {found}, expected numbers of launches, each above the one before")
+        if self.shares and len(self.shares) != len(self.looks):
+            raise ValueError(f"shares: found {len(self.shares)}, expected one for each of {len(self.looks)} looks")
+        if sum(self.shares) > 1 + 1e-9:
+            raise ValueError(f"shares: found {sum(self.shares):g} together, expected 1 at most")
         return self
 
 
@@ -150,6 +160,8 @@ class Comparison(_Frozen):
     environment: dict[str, JsonValue] = Field(default_factory=dict)
     facts: tuple[dict[str, JsonValue], ...] = ()
     """By arm: versions, the real optimizer's class and flags, the checkout's commit."""
+    last_look: Annotated[int, Field(ge=0)] | None = None
+    """Valid launches where the budget ended: the rest of the error is spent there. None: no budget ended it."""
     outcome: Outcome = "completed"
     reason: str | None = None
     started_unix_s: float

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from harness.comparison.estimate import interval, p_above, p_below
+from harness.comparison.spending import looks_of, shares
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,21 +49,22 @@ def replay(ratios: Sequence[float], looks: Sequence[int], margin: float, error: 
 
     Args:
         ratios: log(B/A) of as many launches as the last look needs.
-        looks: launches at which is looked, rising.
+        looks: launches at which is looked, rising; the last spends what the others leave of the error.
         margin: relative difference that does not matter.
         error: of this arm beside the first, all looks together.
     """
     allowed = math.log1p(margin)
-    for count in looks:
-        found = interval(ratios[:count], error / len(looks))
+    taken = looks_of(looks, shares(len(looks)), looks[-1])
+    for count, share in taken:
+        found = interval(ratios[:count], error * share)
         equivalent = margin > 0 and -allowed < found.low and found.high < allowed
         if equivalent or found.low > 0 or found.high < 0:
             break
     gate: Literal["regressed", "passed", "inconclusive"] = "inconclusive"
-    for ended in looks:
-        if len(looks) * p_above(ratios[:ended], allowed) <= error:
+    for ended, share in taken:
+        if p_above(ratios[:ended], allowed) <= error * share:
             gate = "regressed"
-        elif len(looks) * p_below(ratios[:ended], allowed) <= error:
+        elif p_below(ratios[:ended], allowed) <= error * share:
             gate = "passed"
         if gate != "inconclusive":
             break

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from harness.errors import InvalidInputError, Problem
+from harness.optimizers.algorithms import ALGORITHMS
 from harness.spec import RunSpec, expand, merge, suggest
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def fraction(value: Any) -> float:
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         found = float(value)
     if found is None or not math.isfinite(found) or not 0 <= found < 1:
-        raise ValueError('expected a fraction below 1: 0.025 or "2.5 %"')
+        meant = f'; {found:g} % is written "{found:g} %"' if found is not None and 1 < found < 100 else ""
+        raise ValueError(f'expected a fraction below 1: 0.025 or "2.5 %"{meant}')
     return found
 
 
@@ -134,10 +136,17 @@ AXES = [name for name in RunSpec.model_fields if name not in NAMED]
 
 
 class NamedCell(NamedTuple):
-    """One run to gate."""
+    """One run to gate.
+
+    Attributes:
+        name: unique in the file.
+        spec: of the run.
+        like: algorithm to whose reference its optimizer is held; None: its own, if it has one.
+    """
 
     name: str
     spec: RunSpec
+    like: str | None = None
 
 
 class GateFile(_Table):
@@ -239,14 +248,17 @@ def _cells(
         for index, row in enumerate(rows):
             where = f"{path}: {key}[{index}]"
             fields = merge(defaults, row)
-            given = fields.pop("name", None)
+            given, like = fields.pop("name", None), fields.pop("like", None)
+            if like is not None and like not in ALGORITHMS:
+                told = f"{like!r} is no algorithm with a reference"
+                problems.append(Problem(f"{where}.like", told, suggest(str(like), list(ALGORITHMS))))
             try:
                 specs = expand([(where, fields)], checks)
             except InvalidInputError as error:
                 problems += error.problems
                 continue
             varies = [key for key in AXES if len({str(getattr(spec, key)) for spec in specs}) > 1]
-            found += [NamedCell(_name(given, spec, varies, alone=len(specs) == 1), spec) for spec in specs]
+            found += [NamedCell(_name(given, spec, varies, alone=len(specs) == 1), spec, like) for spec in specs]
     if not found and not problems:
         problems.append(Problem(f"{path}: cell", "the gate names no cell", "add a [[cell]] table for each"))
     names = [cell.name for cell in found]

@@ -37,6 +37,8 @@ class Row(_Frozen):
     detail: str = ""
     """What was found, in words."""
     remedy: str | None = None
+    reservation: str | None = None
+    """Of a pass: what keeps it from being a proof."""
     ratio: float | None = None
     """Now / baseline, of what is timed or trained."""
     low: float | None = None

@@ -35,13 +35,13 @@ class Compared(NamedTuple):
     Attributes:
         cell: its name.
         analysis: of it.
-        looks: how often the data were looked at, at most: the error is split over them.
+        share: of the error, what the last look at the data may spend; 0: there was none.
         margins: by gated metric.
     """
 
     cell: str
     analysis: Analysis
-    looks: int
+    share: float
     margins: dict[str, float]
 
 
@@ -52,7 +52,7 @@ class _Claim(NamedTuple):
     metric: str
     found: Estimate
     margin: float
-    looks: int
+    share: float
     p_worse: float
     p_fine: float
 
@@ -89,9 +89,9 @@ def _claims(each: Compared) -> Iterable[_Claim]:
                     metric,
                     found,
                     margin,
-                    each.looks,
-                    min(1.0, each.looks * p_above(logs, reach)) if logs else 1.0,
-                    min(1.0, each.looks * p_below(logs, reach)) if logs else 1.0,
+                    each.share,
+                    min(1.0, p_above(logs, reach) / each.share) if logs and each.share else 1.0,
+                    min(1.0, p_below(logs, reach) / each.share) if logs and each.share else 1.0,
                 )
 
 
@@ -107,8 +107,8 @@ def _row(claim: _Claim, p_worse: float) -> Row:
         verdict = "passed"
     low = high = None
     logs = _logs(claim.found)
-    if len(logs) > 1:
-        bounds = interval(logs, 2 * ALPHA / claim.looks)
+    if len(logs) > 1 and claim.share:
+        bounds = interval(logs, 2 * ALPHA * claim.share)
         low, high = math.exp(bounds.low), math.exp(bounds.high)
     return Row(
         axis=_axis(claim.metric),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
+from harness.comparison.estimate import rounds_of
 from harness.comparison.model import STEP_TIME
+from harness.comparison.spending import looks_of
 from harness.reports import quantities
 from harness.reports.printable import printable
 from harness.reports.words import LONGEST_NAME, LONGEST_REASON, percent, shown_name
@@ -141,10 +143,18 @@ def measured(analysis: Analysis, comparison: Comparison) -> tuple[str, ...]:
         some = f"{len(pairs) - undecided} of {len(pairs)} " if undecided else ""
         words += f", {some}decided at launch {' and '.join(str(each) for each in sorted(decided))}"
     if design.looks:
-        looks = ", ".join(map(str, design.looks))
-        words += f" (looks at {looks}); {design.rounds} rounds of {design.turn_steps} steps"
+        planned = [look.launches for look in looks_of(design.looks, design.shares, comparison.last_look)]
+        words += (
+            f" (looks at {', '.join(map(str, planned))}); {_rounds(launches)} rounds of {design.turn_steps} steps"
+        )
     words += f"; {quantities.duration(analysis.spent_s)} of {quantities.duration(design.budget_s)} spent"
     return (words, *_invalid(invalid))
+
+
+def _rounds(launches: Sequence[Launch]) -> str:
+    """Return how many rounds launches had: they end by the clock."""
+    found = [rounds_of(launch) for launch in launches] or [0]
+    return f"{min(found)}" if min(found) == max(found) else f"{min(found)} to {max(found)}"
 
 
 def _invalid(launches: Sequence[Launch]) -> list[str]:

@@ -50,10 +50,11 @@ def render(gate: Gate) -> RenderableType:
     for each in _remedies(gate):
         words, _, again = each.partition("\n")
         parts += [Text(f"    {printable(words)}"), *([copied(f"      {again}")] if again else [])]
-    passed = Counter(row.axis for row in gate.rows if row.verdict == "passed")
+    passed = Counter(row.axis for row in gate.rows if row.verdict == "passed" and not row.reservation)
     quiet = passed.pop("self-check", 0)
     if passed:
         parts.append(Text("  passed: " + ", ".join(f"{axis} {count}" for axis, count in passed.items())))
+    parts += [Text(f"  {printable(each)}", style="yellow") for each in _reservations(gate)]
     if quiet:
         parts.append(Text("  self-check: no alarm"))
     plot = forest(gate)
@@ -74,6 +75,8 @@ def markdown(gate: Gate) -> str:
         parts.append(_table(failing))
     if remedies := _remedies(gate):
         parts.append("\n".join(f"- {escaped(each)}" for each in remedies))
+    if reservations := _reservations(gate):
+        parts.append("\n".join(f"- {escaped(each)}" for each in reservations))
     if passing:
         parts.append(folded(f"{len(passing)} passed", _table(passing)))
     if gate.notes:
@@ -117,6 +120,15 @@ def _worst_first(rows: Sequence[Row]) -> list[Row]:
     cells = list(dict.fromkeys(row.cell for row in rows))
     failing = [row for row in rows if row.verdict != "passed"]
     return sorted(failing, key=lambda row: (cells.index(row.cell), RANKING.index(row.verdict)))
+
+
+def _reservations(gate: Gate) -> list[str]:
+    """Return what keeps rows that passed from being proofs, and of which cells."""
+    cells: dict[tuple[str, str], list[str]] = {}
+    for row in gate.rows:
+        if row.verdict == "passed" and row.reservation:
+            cells.setdefault((row.axis, row.reservation), []).append(row.cell)
+    return [f"{axis} of {', '.join(dict.fromkeys(names))}: {told}" for (axis, told), names in cells.items()]
 
 
 def _remedies(gate: Gate) -> list[str]:

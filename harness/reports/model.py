@@ -10,7 +10,17 @@ from harness.reports import beside
 from harness.reports.forest import Forest, Row
 from harness.reports.forest import row as forest_row
 from harness.reports.printable import printable
-from harness.reports.words import MEMORY_WORDS, ending, is_time, label, order, phase, sentence, shown_name
+from harness.reports.words import (
+    MEMORY_WORDS,
+    ending,
+    is_time,
+    label,
+    level_of,
+    order,
+    phase,
+    sentence,
+    shown_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,7 +108,7 @@ class Report:
 def report(analysis: Analysis, comparison: Comparison) -> Report:
     """Return the model of what is shown of a comparison."""
     design = comparison.design
-    level = 100 * (1 - design.alpha)
+    level = level_of(design.alpha)
     pairs = analysis.pairs if comparison.launches else ()
     sections = tuple(_section(pair, comparison, level) for pair in pairs)
     failed = None

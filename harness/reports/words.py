@@ -37,6 +37,11 @@ def times(ratio: float | None) -> str:
     return f"{ratio:.{3 if ratio < 10 else 1 if ratio < 1000 else 0}f}x"
 
 
+def level_of(alpha: float) -> float:
+    """Return an interval's level in percent, its distance from 100 rounded to one digit: 99.7 for 1 % / 3."""
+    return round(100 - float(f"{100 * alpha:.1g}"), 12)
+
+
 def interval(estimate: Estimate) -> str:
     """Return an interval, ``0.503 … 0.544``."""
     return interval_of(estimate.low, estimate.high)

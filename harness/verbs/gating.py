@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from harness.comparison.designing import TooShortError
 from harness.comparison.model import STEP_TIME, Arm
 from harness.counts import baseline
 from harness.errors import CorruptFileError, InvalidInputError, OptbenchError, Problem
@@ -15,6 +16,7 @@ from harness.gating.model import Gate, Row
 from harness.invocation import command
 from harness.verbs.comparing import Kept, build_kernels
 from launch import counting
+from launch.sitting import ALLOWED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from harness.machine import Machine
     from harness.plan import Cell, Plan
     from harness.store import Store
+    from harness.verification.certificate import Certificate
 
 
 class LiveComparison(Protocol):
@@ -52,7 +55,8 @@ class LiveComparison(Protocol):
         ...
 
 
-NOT_VERIFIED = "correctness was not looked at (--no-verify)"
+NOT_VERIFIED = "correctness was not looked at (--no-verify, or [gate] verify = false)"
+HELD_TO_NONE = "no fault found (no reference: only the checks that need none)"
 NO_TIMES = 'speed and memory were not compared live; [baseline] path = "../main" does'
 NO_DRIFT = "drift was not looked at; [gate] drift_steps = 300 does"
 NOTHING_ELSE = "nothing else was looked at"
@@ -165,32 +169,42 @@ def _missing_code(base: Baseline) -> Row | None:
 def _correctness(session: Session) -> None:
     from harness.verbs import verifying
 
+    like = {each.name: each.like for each in session.file.cells}
     for name, cell in session.cells:
-        able, _ = verifying.jobs(session.plan.model_copy(update={"cells": (cell,)}), None)
+        able, _ = verifying.jobs(session.plan.model_copy(update={"cells": (cell,)}), like[name])
         certificates = verifying.certified(
             able, session.machine, session.store, session.told, built=session.kernels
         )
         for folder, made in certificates:
-            passed = made.outcome == "passed"
-            session.rows.append(
-                Row(
-                    axis="correctness",
-                    cell=name,
-                    what=f"certificate of {made.optimizer}: {made.outcome}",
-                    verdict="passed" if passed else "invalid",
-                    detail=": ".join(filter(None, [made.cause, made.reason])) or folder,
-                    remedy=None if passed else _more(cell, folder, session.store),
-                )
-            )
+            more = _more(cell, like[name], folder, session.store)
+            session.rows.append(certificate_row(name, folder, made, more))
 
 
-def _more(cell: Cell, folder: str, store: Store) -> str:
+def certificate_row(cell: str, folder: str, made: Certificate, more: str) -> Row:
+    """Return the row of one proof; what was held to no reference passes with a reservation."""
+    passed = made.outcome == "passed"
+    unheld = passed and made.reference is None
+    return Row(
+        axis="correctness",
+        cell=cell,
+        what=f"certificate of {made.optimizer}: {HELD_TO_NONE if unheld else made.outcome}",
+        verdict="passed" if passed else "invalid",
+        detail=": ".join(filter(None, [made.cause, made.reason])) or folder,
+        remedy=None if passed else more,
+        reservation=f'{HELD_TO_NONE}; like = "adamw", say, in its cell holds it to a reference'
+        if unheld
+        else None,
+    )
+
+
+def _more(cell: Cell, like: str | None, folder: str, store: Store) -> str:
     """Return what tells more of a proof that did not pass: its certificate, or the proof again."""
     spec = cell.spec
     words = ["show", folder]
     if not folder:
         where = ["--optimizer", spec.optimizer, "--strategy", spec.strategy, "--precision", spec.precision]
         words = ["verify", *where, *(["--nproc", str(spec.world_size)] if spec.world_size else [])]
+        words += ["--like", like] if like else []
     return f"a speed counts only if the answer is right; more:\n{command(*words, results=store.root)}"
 
 
@@ -249,7 +263,7 @@ def _speed_and_memory(session: Session) -> None:
     if not base.is_live:
         session.notes.append(NO_TIMES)
         return
-    from harness.comparison.analysis import analyse
+    from harness.comparison.analysis import analyse, last_share
     from harness.gating import timed
 
     compared = []
@@ -260,15 +274,22 @@ def _speed_and_memory(session: Session) -> None:
         kept = Kept(session.store)
         try:
             found = _compared(session, cell, margins, kept)
+        except TooShortError as error:
+            row = _invalid("speed", name, "live comparison", f"[gate] budget: {error.what}")
+            more = f'{error.why} need [gate] budget = "{error.needed_s} s" here'
+            session.rows.append(row.model_copy(update={"remedy": more}))
+            continue
         except OptbenchError as error:
-            what, _, log = str(error).partition("\n")
+            what, _, log = str(error).replace(ALLOWED, "").partition("\n")
             again = command("compare", "--from", kept.name or "", results=session.store.root)
             more = f"the end of its log:\n{again}" if log and kept.name else None
             row = _invalid("speed", name, "live comparison", what)
             session.rows.append(row.model_copy(update={"remedy": more}))
             continue
+        if found.reason is not None:
+            session.notes.append(f"{name}: {found.reason}")
         analysis = analyse(found, comparison_id=kept.name, whole=True)
-        compared.append(timed.Compared(name, analysis, len(found.design.looks), margins))
+        compared.append(timed.Compared(name, analysis, last_share(found), margins))
     kept_as = {each.cell: each.analysis.comparison for each in compared}
     session.rows += [_with_launches(row, kept_as[row.cell], session.store) for row in timed.judged(compared)]
 
@@ -288,13 +309,13 @@ def _compared(session: Session, cell: Cell, margins: dict[str, float], kept: Kep
         OptbenchError: there is none, or it did not end as planned.
         KeyboardInterrupt: it was interrupted.
     """
-    from harness.comparison.analysis import analyse
+    from harness.comparison.analysis import analyse, last_share
     from harness.gating import timed
 
     family = len(margins) * len(session.cells)
 
     def ready(so_far: Comparison) -> bool:
-        looked = timed.Compared("", analyse(so_far, whole=True), len(so_far.design.looks), margins)
+        looked = timed.Compared("", analyse(so_far, whole=True), last_share(so_far), margins)
         return all(row.verdict != "inconclusive" for row in timed.judged([looked], family))
 
     build_kernels([cell], session.kernels)

@@ -40,7 +40,7 @@ def measured(
         OSError: a pool cannot be stored.
     """
     from harness.verbs import comparing
-    from launch import independence, selftest
+    from launch import independence, late, selftest
 
     store.check_writable()
 
@@ -49,9 +49,18 @@ def measured(
 
     rows: list[Row] = []
     for setting in settings:
-        told(f"{setting}: {amounts.launches} launches of five arms")
-        found = selftest.pool(setting, amounts.launches, told, kept)
-        rows += replayed(setting, found, amounts.replays)
+        if setting == late.SETTING:
+            if amounts.launches:
+                rows += late.rows_of(
+                    late.recording_of(late.sittings(amounts.launches, told, kept)), amounts.replays
+                )
+            if amounts.gates:
+                rows += late.live_rows(amounts.gates, told)
+            continue
+        if amounts.launches:
+            told(f"{setting}: {amounts.launches} launches of five arms")
+            found = selftest.pool(setting, amounts.launches, told, kept)
+            rows += replayed(setting, found, amounts.replays)
         if amounts.gates:
             rows += selftest.gate_rows(setting, amounts.gates, told)
     if amounts.sittings:
@@ -70,8 +79,10 @@ def replayed(setting: str, pool: Sequence[Comparison], count: int) -> list[Row]:
     """
     from harness.comparison.designing import LOOKS
     from harness.errors import OptbenchError
-    from launch import independence, selftest
+    from launch import independence, late, selftest
 
+    if any(late.is_late(each) for each in pool):
+        return late.rows_of(late.recording_of(pool), count)
     pool = [selftest.straight(each) for each in pool]
     valid = selftest.valid_launches(pool)
     if len(valid) < LOOKS[0][-1]:

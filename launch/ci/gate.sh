@@ -15,8 +15,8 @@ trap 'rm -f "$verdict"' EXIT
 
 say() { printf '%s\n' "$*" >&2; }
 
-summary() { # standard input, for people
-    if [ -n "${GITHUB_STEP_SUMMARY:-}" ]; then cat >>"$GITHUB_STEP_SUMMARY"; else cat; fi
+summary() { # standard input, for the job's page; where there is none, the log has said all of it already
+    if [ -n "${GITHUB_STEP_SUMMARY:-}" ]; then cat >>"$GITHUB_STEP_SUMMARY"; else cat >/dev/null; fi
 }
 
 invalid() { # $1: why there is nothing to hold the change against
@@ -40,6 +40,7 @@ optbench gate "$gate" --markdown "$verdict" || code=$?
 if [ -s "$verdict" ]; then
     summary <"$verdict"
 else
+    say "optbench gate ended with code $code before there was a verdict"
     printf '### ⛔ optbench gate: no verdict\n\nIt ended with code %s before there was one; see the log.\n' "$code" | summary
 fi
 exit "$code"

@@ -117,6 +117,24 @@ def test_programs_of_the_same_code_lie_at_the_same_addresses_and_keep_their_word
     assert "'a word'] False" in same
 
 
+def test_a_checkout_in_src_layout_brings_the_packages_of_its_src(tmp_path, monkeypatch) -> None:
+    package = tmp_path / "src" / "mine_in_src"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    assert baton.import_roots(str(tmp_path)) == [str(tmp_path), str(tmp_path / "src")]
+    with pytest.raises(ImportError, match="no module of it was imported"):
+        baton._refuse_code_from_elsewhere(tmp_path)
+    monkeypatch.setattr(sys, "path", [*baton.import_roots(str(tmp_path)), *sys.path])
+    importlib.import_module("mine_in_src")
+    baton._refuse_code_from_elsewhere(tmp_path)
+    (tmp_path / "src" / "launch").mkdir()
+    (tmp_path / "src" / "launch" / "baton.py").write_text("")
+    with pytest.raises(ImportError, match=r"launch.baton came from"):
+        baton._refuse_code_from_elsewhere(tmp_path)
+    (tmp_path / "src" / "__init__.py").write_text("")  # a package that is called so
+    assert baton.import_roots(str(tmp_path)) == [str(tmp_path)]
+
+
 def test_code_that_came_from_somewhere_else_than_the_arms_checkout_is_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError, match="no module of it was imported"):

@@ -230,4 +230,4 @@ def test_what_is_out_of_reach_is_told_from_the_noise_of_the_warm_up():
     assert quiet == SPREAD
     assert 0.05 < noisy < 0.1  # 0.3 * sqrt(2 / 20 rounds), a little less for two steps a turn
     assert out_of_reach(plan(), quiet) is None
-    assert "a larger --budget helps" in str(out_of_reach(plan(), noisy))
+    assert "a larger budget helps" in str(out_of_reach(plan(), noisy))

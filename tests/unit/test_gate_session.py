@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+import io
 
+import pytest
+from rich.console import Console
+
+from harness.comparison.designing import TooShortError
 from harness.comparison.model import Comparison, Design, Launch, Turn, WarmUp
 from harness.counts.model import Counts, Measured
 from harness.errors import InvalidInputError, OptbenchError
 from harness.gating.file import load
+from harness.gating.model import Gate
 from harness.plan import Cell, Plan, name_checks
 from harness.record import Metric, RunRecord
+from harness.reports.gate import markdown, render
 from harness.store import Store
-from harness.verbs import baselines, gating
+from harness.verbs import baselines, gating, verifying
+from harness.verification.certificate import Certificate
 from launch import counting, elsewhere
+from launch.sitting import UnlikeArmsError
 
 LINE = '[[cell]]\nname = "line"\nworkload = "linear_regression"\noptimizer = "sgd/fused"\ndevice = "cpu"\n'
 LIVE = '[gate]\nbudget = 60\nmargin = "5 %"\n[baseline]\npath = "base"\n'
@@ -74,6 +82,12 @@ def session(tmp_path):
     return make
 
 
+def rendered(found):
+    console = Console(width=200, file=io.StringIO())
+    console.print(render(found))
+    return console.file.getvalue()
+
+
 def verdicts(session):
     found = gating.gate(session)
     return found.verdict, {(row.axis, row.what): row.verdict for row in found.rows}
@@ -115,6 +129,70 @@ def test_a_comparison_that_failed_or_could_not_start_is_invalid(session):
 
     for compare in (refuses, lambda arms, **_: comparison(arms, 1.0, outcome="failed")):
         assert verdicts(session(LIVE + LINE, compare)) == ("invalid", {("speed", "live comparison"): "invalid"})
+
+
+def test_a_budget_that_is_too_small_names_the_files_key_and_one_that_would_do(session):
+    def compare(arms, **_):
+        raise TooShortError("60 s end before the first look at the data", 143, "4 launches of 20 rounds")
+
+    (row,) = gating.gate(session(LIVE + LINE, compare)).rows
+    assert row.verdict == "invalid"
+    assert row.detail == "[gate] budget: 60 s end before the first look at the data"
+    assert row.remedy == '4 launches of 20 rounds need [gate] budget = "143 s" here'
+
+
+def test_no_row_or_note_names_an_option_that_the_gate_has_not(session):
+    def unlike(arms, **_):
+        raise UnlikeArmsError("arms baseline and now train differently: in step 2")
+
+    def few(arms, **_):
+        found = comparison(arms, 1.0)
+        update = {"launches": found.launches[:2], "last_look": 2, "reason": "there were 2 within 60 s"}
+        return found.model_copy(update=update)
+
+    (row,) = gating.gate(session(LIVE + LINE, unlike)).rows
+    assert row.detail == "arms baseline and now train differently: in step 2"
+    ended = gating.gate(session(LIVE + LINE, few))
+    assert ended.verdict == "inconclusive"
+    assert "line: there were 2 within 60 s" in ended.notes
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(1.0, "passed"), (1.25, "regressed")])
+def test_three_launches_at_the_end_of_the_budget_decide(session, ratio, verdict):
+    def compare(arms, **_):
+        found = comparison(arms, ratio)
+        return found.model_copy(update={"launches": found.launches[:3], "last_look": 3})
+
+    assert verdicts(session(LIVE + LINE, compare))[0] == verdict
+
+
+def test_a_pass_without_a_reference_says_so_and_a_cell_can_name_one(session, monkeypatch):
+    asked = []
+
+    def certified(jobs, *_, **__):
+        asked.extend(job.like for job in jobs)
+        made = Certificate(
+            optimizer="mine:Mine", strategy="single", precision="fp32", reference=asked[-1], outcome="passed"
+        )
+        return [("certificate-1", made)]
+
+    monkeypatch.setattr(verifying, "certified", certified)
+    for text in (LINE, LINE + 'like = "adamw"\n'):
+        held = session("[gate]\ndrift_steps = 60\n" + text)
+        gating._correctness(held)
+        (row,) = held.rows
+        found = Gate(name="g", rows=(row,), spent_s=1.0)
+        for shown in (markdown(found), rendered(found)):
+            assert ("no fault found" in shown) == ("like" not in text)
+        assert row.verdict == "passed"
+    assert asked == [None, "adamw"]
+
+
+def test_a_cell_is_like_a_known_algorithm(session):
+    with pytest.raises(
+        InvalidInputError, match=r"cell\[0\].like: 'adamv' is no algorithm with a reference\n +did you mean"
+    ):
+        session(LIVE + LINE + 'like = "adamv"\n')
 
 
 def test_a_cell_that_cannot_run_here_does_not_pass(session):

@@ -22,12 +22,12 @@ def estimate(ratios, verdict="inconclusive"):
     )
 
 
-def compared(step, memory=(1.0, 1.0, 1.0, 1.0), *, cell="a", looks=1, self_check=None, margins=MARGINS):
+def compared(step, memory=(1.0, 1.0, 1.0, 1.0), *, cell="a", share=1.0, self_check=None, margins=MARGINS):
     metrics = {"step_time_s": estimate(step), "peak_memory_bytes": estimate(memory)}
     pairs = [Pair(arms=("base", "now"), verdict="inconclusive", metrics=metrics, launches=len(step))]
     if self_check:
         pairs.append(Pair(arms=("base", "again"), verdict=self_check, metrics={}, launches=4, is_self_check=True))
-    return Compared(cell, Analysis(pairs=tuple(pairs), spent_s=1.0), looks, margins)
+    return Compared(cell, Analysis(pairs=tuple(pairs), spent_s=1.0), share, margins)
 
 
 def verdicts(*found):
@@ -70,7 +70,7 @@ def test_more_looks_and_more_metrics_ask_for_more_evidence_of_a_regression():
     step = noisy(1.036, launches=4, spread=0.0025)
     alone = compared(step, margins={"step_time_s": 0.025})
     assert verdicts(alone)["a", "step_time_s"] == "regressed"
-    assert verdicts(alone._replace(looks=20))["a", "step_time_s"] == "inconclusive"
+    assert verdicts(alone._replace(share=1 / 20))["a", "step_time_s"] == "inconclusive"
     beside = [compared(noisy(1.0, seed=n), cell=f"c{n}") for n in range(20)]
     assert verdicts(alone, *beside)["a", "step_time_s"] == "inconclusive"
 

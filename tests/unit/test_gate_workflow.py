@@ -85,6 +85,14 @@ def test_a_gate_that_ended_early_is_told_in_the_summary(repository):
     assert "code 2" in summary
 
 
+@pytest.mark.parametrize("settings", [{}, {"BASE_REF": "nowhere"}, {"CODE": "2", "MUTE": "1"}])
+def test_without_a_page_for_the_summary_the_verdict_is_printed_once(repository, settings):
+    done, summary = run(repository, GITHUB_STEP_SUMMARY="", **settings)
+    assert summary == ""
+    assert "###" not in done.stdout + done.stderr  # the stand-in's Markdown; the gate has printed its own words
+    assert settings == {} or done.stderr
+
+
 @pytest.mark.parametrize("broken", ["no such branch", "something in the way"])
 def test_without_a_base_the_gate_is_invalid_and_says_why(repository, broken):
     settings = {}

@@ -1,11 +1,16 @@
 """When a paired assertion launches, when it stops, and what it then says: by a clock of the test's own."""
 
+import concurrent.futures
+import functools
+import io
+import math
+import threading
 import warnings
 from types import SimpleNamespace
 
 import pytest
 
-from optbench import InconclusiveWarning, assert_not_slower, launches, paired
+from optbench import InconclusiveWarning, assert_not_slower, launches, laziness, paired
 
 
 class Clock:
@@ -107,11 +112,102 @@ def noisy(clock, length_s):
     return launch
 
 
-def test_after_a_look_nothing_is_launched_that_reaches_no_further_one(clock, monkeypatch):
+def test_nothing_is_launched_after_the_budget_and_a_larger_one_is_told(clock, monkeypatch):
     monkeypatch.setattr(launches, "in_process", noisy(clock, 12.0))
     with pytest.warns(InconclusiveWarning, match=r"budget_s=72 is enough for the look after 6 launches"):
         found = assert_not_slower(int, int, budget_s=59)
-    assert found.launches == 4
+    assert found.launches == 5
+
+
+def test_three_launches_within_the_budget_are_looked_at_with_all_of_the_error(clock, monkeypatch):
+    ratios = iter([0.70, 0.71, 0.72])
+
+    def launch(*_):
+        clock.now += 20.0
+        return next(ratios)
+
+    monkeypatch.setattr(launches, "in_process", launch)
+    with pytest.raises(AssertionError, match=r"slower: 2\.034x .* 3 in-process launches in 60\.0 s"):
+        assert_not_slower(int, int, budget_s=60)
+
+
+def _generates():
+    yield 1
+
+
+async def _awaits():
+    return 1
+
+
+class _AwaitsWhenCalled:
+    async def __call__(self):
+        return 1
+
+    async def method(self):
+        return 1
+
+
+def _ready():
+    future = concurrent.futures.Future()
+    future.set_result(1)
+    return future
+
+
+@pytest.mark.parametrize(
+    ("lazy", "told"),
+    [
+        (_awaits, r"candidate is a coroutine function: .*pass lambda: asyncio\.run\(_awaits\(\)\)"),
+        (functools.partial(functools.partial(_awaits)), "candidate is a coroutine function"),
+        (_AwaitsWhenCalled(), "candidate is a coroutine function"),
+        (_AwaitsWhenCalled().method, "candidate is a coroutine function"),
+        (_generates, r"candidate is a generator function: .*pass lambda: list\(_generates\(\)\)"),
+        (lambda *_: _awaits(), r"candidate returns an awaitable \(coroutine\): the call alone does not"),
+        (lambda: [1, _awaits()], r"an awaitable \(coroutine\) in a list"),
+        (lambda *_: _generates(), "candidate returns a generator"),
+        (lambda: map(int, "12"), r"candidate returns an iterator \(map\), which works when it is read"),
+        (lambda: {"a": _ready()}, "candidate returns a future in a dict"),
+        (lambda: threading.Thread(target=int), "candidate returns a thread or process that is under way"),
+        ("no function", "candidate cannot be called: found 'no function'"),
+    ],
+)
+@pytest.mark.parametrize("forks", [True, False])
+def test_a_callable_that_returns_before_its_work_is_done_is_refused(monkeypatch, lazy, told, forks):
+    monkeypatch.setattr(paired, "can_fork", lambda: forks)
+    with pytest.raises(TypeError, match=told):
+        assert_not_slower(lazy, int, budget_s=5)
+
+
+@pytest.mark.parametrize("value", [None, 3, [1.0], "text", {"loss": 1.0}, io.StringIO("a\nb"), range(3), int])
+def test_what_is_done_is_not_called_lazy(value):
+    assert laziness.lazy_result(value, "candidate") is None
+
+
+@pytest.mark.parametrize("margin", [5, "5", 1, "100 %", -0.1, math.nan, "some", True])
+def test_a_margin_that_is_no_share_is_refused_with_the_remedy(margin):
+    with pytest.raises(ValueError, match=r'margin=.* expected a fraction below 1: 0\.025 or "2\.5 %"') as refused:
+        assert_not_slower(int, int, margin=margin)
+    assert margin != 5 or str(refused.value).endswith('; 5 % is written "5 %"')
+
+
+@pytest.mark.parametrize("margin", [0.05, "5 %", "5%", "0.05"])
+def test_a_margin_is_a_share_or_percents(clock, margin):
+    slower = clock.call(0.312)
+    assert assert_not_slower(slower, clock.call(0.3), margin=margin).verdict == "not slower"
+    with pytest.raises(AssertionError, match=r"\(margin 5 %\)"):
+        assert_not_slower(clock.call(0.33), clock.call(0.3), margin=margin)
+
+
+def test_a_call_is_over_when_its_device_is(clock, monkeypatch):
+    """The device's own clock: calls return at once, and what they have queued takes its time afterwards."""
+    queued = []
+
+    def wait():
+        clock.now += sum(queued)
+        queued.clear()
+
+    monkeypatch.setattr(launches, "_waits", lambda: wait)
+    rounds = launches._turns(lambda: queued.append(0.3), lambda: queued.append(0.6), 2.0)
+    assert rounds == [(pytest.approx(0.3), pytest.approx(0.6))] * 3
 
 
 def test_after_the_last_look_a_larger_budget_is_no_remedy(clock, monkeypatch):

@@ -82,7 +82,7 @@ def test_too_small_a_budget_warns_or_fails_as_asked():
 
 @pytest.mark.parametrize("wrong", [{"margin": -0.1}, {"margin": float("nan")}, {"budget_s": 0}, {"timeout_s": -1}])
 def test_numbers_without_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match="not negative"):
+    with pytest.raises(ValueError, match=r"expected (a fraction below 1|times above 0)"):
         assert_not_slower(int, int, **wrong)
 
 
@@ -96,7 +96,7 @@ def test_beside_other_threads_launches_stay_in_the_process():
         assert not can_fork()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InconclusiveWarning)
-            assert assert_not_slower(int, int, margin=1.0, budget_s=1).kind == "in-process"
+            assert assert_not_slower(int, int, margin=0.9, budget_s=1).kind == "in-process"
     finally:
         ended.set()
         other.join()
@@ -132,7 +132,7 @@ def test_without_pytest_benchmark_a_step_says_what_to_install_and_assertions_wor
 def test_step(optbench):
     optbench.step("sgd/foreach")
 def test_paired(optbench):
-    assert optbench.assert_not_slower(int, int, margin=3.0, budget_s=6).verdict == "not slower"
+    assert optbench.assert_not_slower(int, int, margin=0.9, budget_s=6).verdict == "not slower"
 """
     done = suite(tmp_path, text, "-p", "no:benchmark")
     assert "pip install 'optbench[pytest]'" in done.stdout
