@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from harness.comparison.analysis import analyse
 from harness.comparison.model import Arm
 from harness.comparison.replay import upper_bound
-from harness.comparison.slowed import plays, recorded
+from harness.comparison.slowed import BEGINS, plays, recorded
 from harness.comparison.spending import LEAST_LAUNCHES
 from harness.errors import OptbenchError
 from launch import selftest
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from harness.comparison.model import Comparison, Verdict
     from harness.comparison.slowed import Played, Recording
+    from harness.spec import RunSpec
 
 SETTING = "late-neighbour"
 SHARE = 0.25
@@ -37,16 +38,22 @@ SHARES = (0.0, 0.0, SHARE)
 BESIDE = ", beside a neighbour"
 """Ends the names of the arms of a sitting in which the neighbour was recorded."""
 
-QUIET_S, BUSY_S = 240.0, 90.0
+BATCH = 8
+"""Samples of a step: steps so long (a tenth of a second on two cores) that a budget holds few launches."""
+
+QUIET_S, BUSY_S = 240.0, 120.0
 """Budget of one sitting alone, and of one beside the neighbour."""
 
-BUDGETS_S = (45.0, 60.0, 120.0)
-"""Of the comparisons that are replayed, the first of them live as well."""
+BUDGET_S = 120.0
+"""Of live comparisons and of replays, as `optbench compare` has it unless told; then of replays:"""
 
-BEGINS = 0.5
-"""Of the budget, within which the neighbour of a live comparison begins once the plan is made."""
+MORE_S = 240.0
 
 LEAST_FOUND, LEAST_COVERED, MOST_FALSE = 0.99, 0.98, 0.015
+
+
+def _spec(share: float) -> RunSpec:
+    return selftest.spec(share, 1).model_copy(update={"global_batch": BATCH})
 
 
 @contextlib.contextmanager
@@ -80,8 +87,7 @@ def sitting(*, busy: bool, seed: int, told: Callable[[str], None]) -> Comparison
     """
     named = BESIDE if busy else ""
     arms = [
-        Arm(name=f"{100 * share:g} % ({number}){named}", spec=selftest.spec(share, 1))
-        for number, share in enumerate(SHARES)
+        Arm(name=f"{100 * share:g} % ({number}){named}", spec=_spec(share)) for number, share in enumerate(SHARES)
     ]
     with neighbour() as begin:
 
@@ -151,7 +157,7 @@ def rows_of(recording: Recording, count: int) -> list[selftest.Row]:
         selftest.Row(SETTING, "launches in the pool", str(len(recording.launches))),
         selftest.Row(SETTING, "the neighbour's slow-down", told),
     ]
-    for budget_s in BUDGETS_S:
+    for budget_s in (BUDGET_S, MORE_S):
         rows += _at(recording, budget_s, count)
     return rows
 
@@ -195,17 +201,17 @@ def live(seed: int) -> tuple[Verdict, int, float]:
         OptbenchError: an arm could not run.
     """
     chance = random.Random(seed)  # noqa: S311  # an experiment, no secret
-    arms = [Arm(name=f"{100 * share:g} %", spec=selftest.spec(share, 1)) for share in (0.0, SHARE)]
+    arms = [Arm(name=f"{100 * share:g} %", spec=_spec(share)) for share in (0.0, SHARE)]
     began = time.monotonic()
     with neighbour() as begin:
-        timer = threading.Timer(chance.uniform(0, BEGINS * BUDGETS_S[0]), begin)
+        timer = threading.Timer(chance.uniform(0, BEGINS * BUDGET_S), begin)
 
         def told(_: str) -> None:
             if not timer.is_alive() and not timer.finished.is_set():  # the first word is of the plan
                 timer.start()
 
         try:
-            made = compare(arms, margin=selftest.MARGIN, budget_s=BUDGETS_S[0], seed=seed, told=told)
+            made = compare(arms, margin=selftest.MARGIN, budget_s=BUDGET_S, seed=seed, told=told)
         finally:
             timer.cancel()
     selftest.ended_well(made)
@@ -233,4 +239,4 @@ def live_rows(count: int, told: Callable[[str], None]) -> list[selftest.Row]:
     told_of = (
         f"{right} of {count} slower, {few} launches or more, {median(seconds):.0f} s, at most {max(seconds):.0f} s"
     )
-    return [selftest.Row(SETTING, f"live, {BUDGETS_S[0]:g} s, planted {100 * SHARE:g} %", told_of)]
+    return [selftest.Row(SETTING, f"live, {BUDGET_S:g} s, planted {100 * SHARE:g} %", told_of)]

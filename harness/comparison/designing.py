@@ -46,19 +46,11 @@ class TooShortError(InvalidInputError):
         what: was found.
         needed_s: a budget that would do here.
         why: it takes so long.
-        where: the option or key that holds the budget.
-        written: how a budget is written there, with a place for the seconds.
     """
 
-    def __init__(
-        self, what: str, needed_s: int, why: str, where: str = "--budget", written: str = "--budget {}s"
-    ) -> None:
+    def __init__(self, what: str, needed_s: int, why: str) -> None:
         self.what, self.needed_s, self.why = what, needed_s, why
-        super().__init__([Problem(where, what, f"{why} need {written.format(needed_s)} here")])
-
-    def told_as(self, where: str, written: str) -> TooShortError:
-        """Return the same in the words of whoever asked: a gate's file has no options."""
-        return TooShortError(self.what, self.needed_s, self.why, where, written)
+        super().__init__([Problem("--budget", what, f"{why} need --budget {needed_s}s here")])
 
 
 def least_rounds(ranks: int) -> int:

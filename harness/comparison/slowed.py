@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from harness.comparison.model import Comparison, Launch, Verdict
 
 
+BEGINS = 0.3
+"""Of the budget, within which the neighbour begins once the plan is made: later, most comparisons are decided."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
@@ -167,7 +171,7 @@ def plays(
     drawn = iter(chance.sample(recording.launches, len(recording.launches)))
     first = next(drawn)
     plan, cost = _planned(recording, first, arms, budget_s, margin)
-    begins_s = chance.uniform(recording.ready_s, budget_s) if neighbour else math.inf
+    begins_s = recording.ready_s + chance.uniform(0, BEGINS * budget_s) if neighbour else math.inf
     clock = _Clock(recording, begins_s, chance.uniform(0, recording.slower[-1][0]))
     ratios: list[float] = []
     made: list[int] = []

@@ -17,6 +17,7 @@ from harness.comparison.model import STEP_TIME, Design
 from harness.comparison.pacing import FEWEST_ROUNDS, OVERRUN, Cost, is_over, launch_s
 from harness.comparison.slowed import Recording, plays
 from harness.comparison.spending import further, looks_of, shares
+from launch import late
 from launch.comparing import _control, _Run
 
 RECORDED = Path(__file__).parents[1] / "data" / "late-neighbour.json"
@@ -177,3 +178,8 @@ def test_beside_a_neighbour_that_begins_after_the_plan_a_slowdown_is_found_and_t
     )  # more than 2 in 100 by chance: p < 0.01
     assert min(each.launches for each in [*found, *same]) >= 3
     assert max(each.spent_s for each in [*found, *same]) <= 120 * OVERRUN
+
+
+@pytest.mark.exhaustive
+def test_thousands_of_replays_beside_a_late_neighbour_meet_every_target(recording):
+    assert [row for row in late.rows_of(recording, 2000) if row.met is False] == []
