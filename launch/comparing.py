@@ -195,7 +195,7 @@ class _Run:
         rounds: list[int] = []
         while True:
             spent_s = sitting.spent_s() if sitting.launches else self._start_s
-            seconds = launch_s(self._plan, spent_s, sitting.cost or expected, rounds, self._ranks)
+            seconds = launch_s(self._plan, spent_s, sitting.cost or expected, rounds)
             if seconds is None:
                 self._last_look = len(rounds)
                 return
@@ -251,7 +251,7 @@ class _Run:
 def _plan_line(plan: Design, start_s: float, step_s: float, expected: float) -> str:
     line = (
         f"ready after {start_s:.1f} s, step {1e3 * step_s:.3g} ms; looks after "
-        f"{', '.join(map(str, plan.looks))} launches of {plan.rounds} rounds, {plan.turn_steps} steps a turn"
+        f"{', '.join(map(str, plan.looks))} launches, {plan.turn_steps} steps a turn"
     )
     short = out_of_reach(plan, expected)
     return "\n".join(each for each in (line, short) if each is not None)

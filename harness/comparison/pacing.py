@@ -12,7 +12,7 @@ import functools
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.comparison.designing import MOST_ROUNDS, RESERVE, SPREAD, least_rounds
+from harness.comparison.designing import MOST_ROUNDS, RESERVE, SPREAD
 from harness.comparison.spending import LEAST_LAUNCHES
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ FEWEST_ROUNDS = 4
 
 OVERRUN = 1.1
 """Times the budget that may be spent on the launches that an interval needs."""
+
+MOST_LAUNCHES = 200
+"""That what is left is shared out to."""
 
 ROUND_NOISE = 0.1
 """Of a round's log ratio within a launch, standard deviation: 0.06 to 0.17 were measured (docs/selftest.md)."""
@@ -42,15 +45,16 @@ class Cost(NamedTuple):
     round_s: float
 
 
-def launch_s(plan: Design, spent_s: float, cost: Cost, made: Sequence[int], ranks: int) -> float | None:
+def launch_s(plan: Design, spent_s: float, cost: Cost, made: Sequence[int]) -> float | None:
     """Return the seconds that the next launch may take; None: none fits, or none would narrow the interval.
+
+    What is left is shared out to as many launches as make the interval narrowest that is to be expected.
 
     Args:
         plan: of the comparison.
         spent_s: since its start.
         cost: of the latest launch; before the first, of the warm-up.
         made: rounds of each valid launch.
-        ranks: of the largest world.
     """
     left_s = plan.budget_s * (1 - RESERVE) - spent_s
     shortest_s = cost.start_s + FEWEST_ROUNDS * cost.round_s
@@ -58,13 +62,8 @@ def launch_s(plan: Design, spent_s: float, cost: Cost, made: Sequence[int], rank
     if missing > 0 and missing * shortest_s > left_s:
         enough = missing * shortest_s <= plan.budget_s * OVERRUN - spent_s
         return shortest_s if enough or shortest_s <= left_s else None
-    each_s = left_s / max(1, plan.looks[-1] - len(made))
-    if each_s < cost.start_s + least_rounds(ranks) * cost.round_s:
-        count = _best_count(left_s, cost, made, plan.alpha)
-        if not count:
-            return None
-        each_s = left_s / count
-    return min(each_s, cost.start_s + MOST_ROUNDS * cost.round_s)
+    count = _best_count(left_s, cost, made, plan.alpha)
+    return min(left_s / count, cost.start_s + MOST_ROUNDS * cost.round_s) if count else None
 
 
 def is_over(rounds: int, now_s: float, first_s: float, until_s: float) -> bool:
@@ -83,7 +82,7 @@ def is_over(rounds: int, now_s: float, first_s: float, until_s: float) -> bool:
 
 def _best_count(left_s: float, cost: Cost, made: Sequence[int], alpha: float) -> int:
     """Return how many launches in the time that is left make the interval narrowest; 0: none do."""
-    most = int(left_s / (cost.start_s + FEWEST_ROUNDS * cost.round_s)) if left_s > 0 else 0
+    most = min(MOST_LAUNCHES, max(0, int(left_s / (cost.start_s + FEWEST_ROUNDS * cost.round_s))))
     variance = sum(_variance(each) for each in made)
 
     def width(more: int) -> float:

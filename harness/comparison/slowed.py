@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from harness.comparison.model import Comparison, Launch, Verdict
 
 
+QUIET = 1.25
+"""Times as long as undisturbed, which turns of a launch that was recorded alone take at most: their median."""
+
 BEGINS = 0.3
 """Of the budget, within which the neighbour begins once the plan is made: later, most comparisons are decided."""
 
@@ -82,13 +85,16 @@ class Played:
 def recorded(quiet: Sequence[Comparison], busy: Sequence[Comparison], made: str) -> Recording:
     """Return what two kinds of sittings of the same arms are in a replay.
 
+    Launches during which others slowed the machine down are left out, whatever their ratios are.
+
     Args:
         quiet: without the neighbour.
         busy: beside it; its first launch is from before.
         made: how, for people.
     """
-    launches = [launch for each in quiet for launch in each.launches if launch.invalid is None]
-    undisturbed = [_fast(busy, arm) for arm in range(len(busy[0].arms))]
+    undisturbed = [_fast([*quiet, *busy], arm) for arm in range(len(busy[0].arms))]
+    valid = [launch for each in quiet for launch in each.launches if launch.invalid is None]
+    launches = [launch for launch in valid if _slowed(launch, undisturbed) <= QUIET]
     slower: list[tuple[float, float]] = []
     for each in busy:
         later = [turn for launch in each.launches[1:] for turn in launch.turns]
@@ -103,9 +109,14 @@ def recorded(quiet: Sequence[Comparison], busy: Sequence[Comparison], made: str)
 
 
 def _fast(found: Sequence[Comparison], arm: int) -> float:
-    """Return what an arm's step takes in its fastest turns, one in ten: beside what nobody else has run."""
+    """Return what an arm's step takes in its fastest turns, one in ten: nothing is in their way."""
     turns = [turn for each in found for launch in each.launches for turn in launch.turns if turn.arm == arm]
     return quantiles([mean_step(turn) or 0.0 for turn in turns], n=10)[0]
+
+
+def _slowed(launch: Launch, undisturbed: Sequence[float]) -> float:
+    """Return how many times as long as undisturbed a launch's turns took, all arms alike."""
+    return median((mean_step(turn) or 0.0) / undisturbed[turn.arm] for turn in launch.turns)
 
 
 def _rounds(launch: Launch) -> Rounds:
@@ -176,7 +187,7 @@ def plays(
     ratios: list[float] = []
     made: list[int] = []
     launch: Rounds | None = first
-    seconds = launch_s(plan, clock.now_s, cost, made, 1)
+    seconds = launch_s(plan, clock.now_s, cost, made)
     while seconds is not None and launch is not None:
         sides = arms[::-1] if exchange and chance.random() < 0.5 else arms
         logs, cost = _launched(launch, sides, clock, clock.now_s + seconds, chance)
@@ -188,7 +199,7 @@ def plays(
                 return found
         if len(ratios) >= plan.looks[-1]:
             plan = further(plan)
-        seconds, launch = launch_s(plan, clock.now_s, cost, made, 1), next(drawn, None)
+        seconds, launch = launch_s(plan, clock.now_s, cost, made), next(drawn, None)
     return _looked(plan, ratios, len(ratios), clock)
 
 

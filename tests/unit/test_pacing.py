@@ -36,7 +36,7 @@ def planned(budget_s, cost, start_s=10.0, arms=2):
 def run(budget_s, cost, factor, since=0.0, start_s=10.0):
     """Return the rounds of each launch and the time spent where all takes ``factor`` as long from a moment on."""
     plan, spent_s, rounds, seen = planned(budget_s, cost, start_s), start_s, [], cost
-    while (seconds := launch_s(plan, spent_s, seen, rounds, 1)) is not None:
+    while (seconds := launch_s(plan, spent_s, seen, rounds)) is not None:
         now = [spent_s]
 
         def passes(took_s, now=now):
@@ -91,11 +91,11 @@ def test_a_budget_is_used_up_even_where_the_machine_becomes_faster(factor):
     assert len(rounds) >= 24
 
 
-def test_a_launch_in_an_undisturbed_plan_has_as_many_rounds_as_were_planned():
-    cost = Cost(1.0, 0.1)
-    rounds, _ = run(240, cost, 1.0)
-    assert len(rounds) == 24
-    assert all(abs(each - planned(240, cost).rounds) <= 3 for each in rounds)
+def test_launches_are_longer_where_their_start_is_dearer_and_alike_while_nothing_changes():
+    cheap, dear = (run(240, Cost(start_s, 0.1), 1.0)[0] for start_s in (0.5, 6.0))
+    assert len(cheap) > 2 * len(dear)
+    assert min(dear) > max(cheap)
+    assert all(abs(each - cheap[0]) <= 2 for each in cheap)
 
 
 def test_looks_spend_a_quarter_of_what_is_left_and_the_last_one_the_rest():
