@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from harness.comparison.model import Comparison
 
 FORKED_S, FRESH_S = 100.0, 220.0
-"""Budget of a sitting on two cores: 24 forked launches, or twelve fresh ones."""
+"""Budget of a sitting on two cores, of forked launches and of fresh ones."""
 
 LEAST_P = 0.01
 SETTING = "forked and fresh"

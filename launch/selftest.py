@@ -15,6 +15,7 @@ from harness.comparison.analysis import analyse, last_share
 from harness.comparison.designing import LOOKS, RESERVE
 from harness.comparison.estimate import hodges_lehmann, interval, log_ratios, mean_step
 from harness.comparison.model import STEP_TIME, Arm
+from harness.comparison.pacing import MOST_LAUNCHES
 from harness.comparison.replay import ERROR, peers, replays, upper_bound
 from harness.errors import OptbenchError
 from harness.gating import timed
@@ -147,7 +148,7 @@ def pool(
                 # Whichever arm comes first must not matter: every other sitting has them the other way round.
                 arms if len(found) % 2 == 0 else arms[::-1],
                 margin=MARGIN,
-                budget_s=LOOKS[0][-1] * LAUNCH_S[ranks] / (1 - RESERVE),
+                budget_s=MOST_LAUNCHES * LAUNCH_S[ranks] / (1 - RESERVE),
                 seed=len(found),
                 ready=lambda so_far: len(valid_launches([so_far])) >= SITTING,
                 told=told,

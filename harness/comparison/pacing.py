@@ -27,7 +27,7 @@ OVERRUN = 1.1
 """Times the budget that may be spent on the launches that an interval needs."""
 
 MOST_LAUNCHES = 200
-"""That what is left is shared out to."""
+"""That what is left is shared out to, at most."""
 
 ROUND_NOISE = 0.1
 """Of a round's log ratio within a launch, standard deviation: 0.06 to 0.17 were measured (docs/selftest.md)."""

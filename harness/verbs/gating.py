@@ -276,8 +276,8 @@ def _speed_and_memory(session: Session) -> None:
             found = _compared(session, cell, margins, kept)
         except TooShortError as error:
             row = _invalid("speed", name, "live comparison", f"[gate] budget: {error.what}")
-            more = f'{error.why} need [gate] budget = "{error.needed_s} s" here'
-            session.rows.append(row.model_copy(update={"remedy": more}))
+            enough = f'{error.why} need [gate] budget = "{error.needed_s} s" here'
+            session.rows.append(row.model_copy(update={"remedy": enough}))
             continue
         except OptbenchError as error:
             what, _, log = str(error).replace(ALLOWED, "").partition("\n")
