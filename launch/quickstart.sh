@@ -2,7 +2,9 @@
 # Trains real models once per optimizer implementation and prints a table to decide from.
 # Words after -- go to `optbench run`: bash launch/quickstart.sh -- --steps 40
 set -euo pipefail
+here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$PWD
 # shellcheck source=launch/install.sh
 source launch/install.sh
 
@@ -14,4 +16,9 @@ if [ $# -gt 0 ]; then
     shift
 fi
 install_optbench deepspeed
-exec .venv/bin/optbench run quickstart "$@"
+# From the folder of whoever called, so that the commands that it prints work there.
+cd "$here"
+if [ "$here" != "$root" ]; then
+    set -- --results "$root/results" "$@"
+fi
+exec "$root/.venv/bin/optbench" run quickstart "$@"

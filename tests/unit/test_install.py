@@ -28,7 +28,7 @@ def clone(tmp_path):
     """A folder with what the script reads, and two Pythons beside it: plain, and one that has torch."""
     folder = tmp_path / "clone"
     (folder / "launch").mkdir(parents=True)
-    for name in ("pyproject.toml", "constraints.txt", "launch/install.sh"):
+    for name in ("pyproject.toml", "constraints.txt", "launch/install.sh", "launch/quickstart.sh"):
         (folder / name).write_bytes((ROOT / name).read_bytes())
     for name, torch in (("plain", ""), ("image", "2.11.0a0+nv")):
         path = tmp_path / name
@@ -82,3 +82,21 @@ def test_an_interrupted_installation_is_finished(clone):
     (clone / ".venv/kept").touch()
     assert len(install(clone, "plain")) == 1
     assert (clone / ".venv/kept").exists()
+
+
+@pytest.mark.parametrize("where", ["clone", "."])
+def test_the_quickstart_runs_in_the_folder_of_whoever_called_and_keeps_its_results_in_the_clone(clone, where):
+    install(clone, "plain")
+    command = clone / ".venv/bin/optbench"
+    command.write_text('#!/bin/sh\necho "$0 in $PWD: $*"\n')
+    cwd = (clone.parent / where).resolve()
+    done = subprocess.run(
+        ["bash", str(clone / "launch/quickstart.sh"), "--", "--steps", "40"],
+        cwd=cwd,
+        env={**os.environ, "PYTHON": str(clone.parent / "plain")},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    store = "" if cwd == clone else f" --results {clone}/results"
+    assert done.stdout == f"{command} in {cwd}: run quickstart{store} --steps 40\n"

@@ -13,7 +13,8 @@ from harness.index import row_of
 from harness.plan import Cell, Plan
 from harness.reports.table import evaluation_of, render
 from harness.spec import RunSpec
-from harness.verbs import contents, planning, showing
+from harness.verbs import contents, planning, showing, verifying
+from harness.verification.certificate import Certificate
 from tests.golden.test_reports import metric, record, text_of
 from tests.unit.test_reports_comparison import TRICKY
 
@@ -136,3 +137,12 @@ def test_an_evaluation_that_is_better_one_way_goes_before_one_that_is_neither():
         evaluation_of([with_metrics(record("sgd/fused", 1), slope, error, without=("validation_loss",))]) == "wer"
     )
     assert evaluation_of([with_metrics(record("sgd/fused", 1), slope, without=("validation_loss",))]) == "slope"
+
+
+def test_a_proof_is_named_with_the_options_that_it_was_made_with():
+    made = Certificate(
+        optimizer="adamw/fused", strategy="single", precision="fp32", reference=None, outcome="wrong",
+        reason="step 3", options={"weight_decay": 0.1, "betas": [0.9, 0.95]},
+    )  # fmt: skip
+    assert verifying.line(made).startswith("adamw/fused weight_decay=0.1 betas=[0.9,0.95]: WRONG")
+    assert "adamw/fused weight_decay=0.1 betas" in one_line(text_of(verifying.table([("", made)]), width=200))
