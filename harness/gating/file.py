@@ -39,12 +39,15 @@ def fraction(value: Any) -> float:
         ValueError: it is neither, or not in 0 … 1.
     """
     found: float | None = None
+    percents = False
     if isinstance(value, str) and (match := FRACTION.fullmatch(value)):
-        found = float(match[1]) / (100 if match[2] else 1)
+        percents = bool(match[2])
+        found = float(match[1]) / (100 if percents else 1)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         found = float(value)
     if found is None or not math.isfinite(found) or not 0 <= found < 1:
-        meant = f'; {found:g} % is written "{found:g} %"' if found is not None and 1 < found < 100 else ""
+        bare = found is not None and 1 < found < 100 and not percents
+        meant = f'; {found:g} % is written "{found:g} %"' if bare else ""
         raise ValueError(f'expected a fraction below 1: 0.025 or "2.5 %"{meant}')
     return found
 

@@ -52,3 +52,17 @@ def test_cpu_runs_stay_possible_beside_a_device(optbench):
     (record,) = trained(optbench, "--workload", "cnn", "--optimizer", "adamw/fused", "--device", "cpu")
     assert record["outcome"] == "completed"
     assert record["metrics"]["peak_allocated_bytes"]["value"] is None
+
+
+def test_a_paired_assertion_waits_for_what_a_call_has_left_to_the_device():
+    """Both calls return as soon as their work is queued."""
+    import optbench
+
+    matrix = torch.randn(4096, 4096, device="cuda")
+
+    def multiplies(times: int) -> None:
+        for _ in range(times):
+            torch.mm(matrix, matrix)
+
+    with pytest.raises(AssertionError, match=r"slower: [34]\.\d+x"):
+        optbench.assert_not_slower(lambda: multiplies(8), lambda: multiplies(2), margin="50 %")

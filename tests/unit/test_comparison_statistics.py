@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.comparison import designing
-from harness.comparison.analysis import analyse, next_step
+from harness.comparison.analysis import _amdahl, analyse, next_step
 from harness.comparison.designing import SPREAD, design, out_of_reach, spread
 from harness.comparison.estimate import hodges_lehmann, holm, interval, p_above, p_below
 from harness.comparison.guards import invalid
-from harness.comparison.model import STEP_TIME, Arm, Comparison, Design, Launch, Turn, WarmUp
+from harness.comparison.model import STEP_TIME, Arm, Comparison, Design, Estimate, Launch, Turn, WarmUp
 from harness.comparison.steady import steady
 from harness.errors import InvalidInputError
 from harness.spec import RunSpec
@@ -100,6 +100,36 @@ def test_a_slowdown_a_speed_up_and_no_difference_get_their_verdicts():
         assert pair.decided_at in LOOKS
         # No sentence claims what the verdict does not.
         assert pair.amdahl is None if expected == "equivalent" else "the step is 1.1" in pair.amdahl
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "step", "told"),
+    [
+        (
+            (0.6, "faster"),
+            (0.95, "inconclusive"),
+            "the optimizer is 1.67x faster; whether the step differs is not known",
+        ),
+        ((0.6, "faster"), (0.8, "faster"), "the optimizer is 1.67x faster, the step is 1.25x faster"),
+        (
+            (1.5, "slower"),
+            (1.0, "equivalent"),
+            "the optimizer is 1.50x slower, the step does not differ beyond the margin",
+        ),
+        (
+            (1.1, "inconclusive"),
+            (1.1, "slower"),
+            "whether the optimizer differs is not known; the step is 1.10x slower",
+        ),
+        ((1.0, "equivalent"), (1.0, "inconclusive"), None),
+    ],
+)
+def test_what_is_known_of_the_optimizer_and_of_the_step_are_two_statements(optimizer, step, told):
+    metrics = {
+        name: Estimate(ratio=ratio, low=None, high=None, verdict=verdict, smallest_effect=None)
+        for name, (ratio, verdict) in (("optimizer", optimizer), (STEP_TIME, step))
+    }
+    assert _amdahl(metrics) == told
 
 
 def test_the_order_of_the_arms_does_not_matter():

@@ -133,6 +133,18 @@ def test_percents_and_fractions_are_the_same(value):
     assert fraction(f"{100 * value:.10f} %") == pytest.approx(value, abs=1e-9)
 
 
+@pytest.mark.parametrize("value", [5, 5.0, "5", "500 %", 1])
+def test_a_margin_of_one_or_more_is_refused_in_a_file_and_on_the_command_line_alike(tmp_path, value):
+    from harness.verbs import arms
+
+    cell = '[baseline]\ncounts = "c.json"\n[[cell]]\nworkload = "gpt"\noptimizer = "adamw/fused"\n'
+    (told,) = problems(tmp_path, f"[gate]\nmargin = {value!r}\n{cell}")
+    assert told.startswith('gate.margin: expected a fraction below 1: 0.025 or "2.5 %"')
+    with pytest.raises(InvalidInputError, match="--margin: expected a fraction below 1"):
+        arms.margin(value)
+    assert ('5 % is written "5 %"' in told) == (str(value).rstrip(".0") == "5")
+
+
 @given(st.one_of(st.text(max_size=12), st.booleans(), st.none(), st.floats(), st.lists(st.integers())))
 def test_anything_else_is_a_value_error(value):
     for parse in (fraction, duration):

@@ -19,7 +19,7 @@ from harness.reports.document import document
 from harness.reports.markdown import code, escaped, markdown
 from harness.reports.model import report
 from harness.reports.printable import printable
-from harness.reports.words import percent, times
+from harness.reports.words import level_of, percent, times
 from tests.unit.comparison_examples import (
     FOUR,
     NAMES,
@@ -315,3 +315,10 @@ def test_a_speed_that_no_proof_stands_behind_says_so_with_the_reason():
 @pytest.mark.parametrize(("share", "words"), [(0.012, "1.2 %"), (0.994, "99 %"), (1.04, "104 %"), (None, "?")])
 def test_a_share_is_told_without_powers_of_ten(share, words):
     assert percent(share) == words
+
+
+@pytest.mark.parametrize(
+    ("arms", "level"), [(2, "99 %"), (3, "99.5 %"), (4, "99.7 %"), (5, "99.8 %"), (51, "99.98 %")]
+)
+def test_an_intervals_level_is_rounded_and_never_certainty(arms, level):
+    assert f"{level_of(0.01 / (arms - 1)):g} %" == level
