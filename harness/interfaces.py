@@ -183,7 +183,25 @@ class OptimizerTraits(BaseModel):
     granularity: Literal["element", "tensor", "matrix", "model", "undeclared"]
     """The unit that an update depends on: what a strategy may split."""
     closure: bool = False
-    """``step`` evaluates the loss again."""
+    """``step`` takes a closure that clears gradients, computes the loss and its gradients and returns the loss. It
+    finds no gradients on entry, which is torch's convention (`harness.stepping`)."""
+    gradients_on_entry: bool = False
+    """With ``closure``: ``step`` uses the gradients that it finds on entry, as after ``loss.backward()``; the
+    closure is evaluated once before it."""
+    loss: bool = False
+    """``step`` takes the batch's loss, the mean over all ranks, as ``loss``."""
+    matrices_only: bool | None = None
+    """The class takes the 2-D weights inside the model only, and ``rest`` the others; None: tried, where its
+    constructor raises over all of them."""
+    rest: str = "adamw/fused"
+    """The optimizer of what is no such matrix."""
+    rest_options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Its options, and ``lr``; without that it has the run's, else its own."""
+    group_flags: dict[str, Role] = Field(default_factory=dict)
+    """Keys of the parameter groups that say whether their tensors are of a role: ``{"use_muon": "matrix"}``."""
+    takes: Literal["groups", "named_parameters", "model"] | None = None
+    """What the constructor is given first; None: as the name of its first parameter says. Of ``model`` it gets a
+    module that holds the parameters under their names, and nothing else."""
     sparse_gradients: Literal["no", "yes", "only", "undeclared"] = "no"
     owns_reduction: bool = False
     """Averages gradients over ranks itself: no DDP around it."""

@@ -160,7 +160,9 @@ def suggest(word: str, known: Sequence[str]) -> str | None:
 
 
 def parse_assignment(text: str) -> tuple[tuple[str, ...], JsonValue]:
-    """Read ``key=value`` or ``optimizer.key=value``; the value is TOML, or else a bare word.
+    """Read ``key=value``, ``optimizer.key=value`` or ``optimizer.table.key=value``.
+
+    The value is TOML, or else a bare word.
 
     Raises:
         InvalidInputError: without ``=``, or with an empty key.
@@ -175,7 +177,7 @@ def parse_assignment(text: str) -> tuple[tuple[str, ...], JsonValue]:
         parsed = value.strip()
     head, dot, option = key.partition(".")
     if dot and head in OPTION_TABLES:
-        return (OPTION_TABLES[head], option), parsed
+        return (OPTION_TABLES[head], *option.split(".")), parsed
     return tuple(key.split(".")), parsed
 
 

@@ -367,6 +367,7 @@ def _place(error: BaseException) -> str:
 def _cause(error: BaseException) -> tuple[Outcome, str]:
     """Return outcome and reason for what ended the rank."""
     reason = f"{type(error).__name__}: {shown(str(error))}".strip().removesuffix(":") + _place(error)
+    reason = "; ".join([reason, *getattr(error, "__notes__", ())])
     if isinstance(error, (UnsupportedError, DivergedError)):
         return "unsupported" if isinstance(error, UnsupportedError) else "diverged", str(error)
     if isinstance(error, OptbenchError):  # raised on purpose: its message needs no name of a class

@@ -2,45 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import functools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from harness.checks.fingerprint import combined
 from harness.tracing.extents import local_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True)
 class Entered:
-    """What entered the optimizer in one step.
+    """What an optimizer took in one step: what entered it, or what its closure made.
 
     Attributes:
         tensors: gradients that there were.
         bits: fingerprint of them.
         zero: all their elements are 0.
+        found: fingerprints of the gradients, not all zero, that a step with a closure found on entry.
+        left: fingerprints of those that such a step left behind, as it made or changed them.
     """
 
     tensors: int = 0
     bits: int = 0
     zero: bool = True
+    found: frozenset[int] = frozenset()
+    left: frozenset[int] = frozenset()
 
 
 class GradientWatch:
     """Looks at every gradient just before an optimizer takes it, whatever wraps the optimizer, until closed.
 
-    A gradient cannot be judged after the step: it is the optimizer's right to consume it.
+    Of a step without a closure these are the gradients on entry; of one with a closure, those after each
+    evaluation, and apart from them what it finds on entry and leaves behind. A gradient cannot be judged after a
+    step: it is the optimizer's right to consume it.
     """
 
     def __init__(self) -> None:
         self.steps: list[Entered] = []
-        self._handle: Any = register_optimizer_step_pre_hook(self._before)
+        self._handles: list[Any] = [
+            register_optimizer_step_pre_hook(self._before),
+            register_optimizer_step_post_hook(self._after),
+        ]
 
     def next_step(self) -> None:
         """Count what comes for a further step."""
@@ -48,12 +58,40 @@ class GradientWatch:
 
     def close(self) -> None:
         """Look no more."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
-    def _before(self, optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
-        if not self.steps or torch.compiler.is_compiling() or _is_capturing():
+    def _before(
+        self, optimizer: Optimizer, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not _has_closure(arguments, named):
+            self._look(optimizer, self._add)
+            return None
+        self._look(optimizer, lambda gradients: self._note("found", gradients))
+        watched = functools.partial(self._watched, optimizer)
+        return (
+            tuple(watched(each) if _is_closure(each) else each for each in arguments),
+            {name: watched(each) if _is_closure(each) else each for name, each in named.items()},
+        )
+
+    def _watched(self, optimizer: Optimizer, closure: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a closure that does the same, after which the gradients are looked at."""
+
+        @functools.wraps(closure)
+        def evaluated(*arguments: Any, **named: Any) -> Any:
+            loss = closure(*arguments, **named)
+            self._look(optimizer, self._add)
+            return loss
+
+        return evaluated
+
+    def _after(self, optimizer: Optimizer, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if _has_closure(arguments, named):
+            self._look(optimizer, lambda gradients: self._note("left", gradients))
+
+    def _look(self, optimizer: Optimizer, take: Callable[[list[Tensor]], None]) -> None:
+        if not self.steps or not self._handles or torch.compiler.is_compiling() or _is_capturing():
             return
         from torch.utils._python_dispatch import _disable_current_modes
 
@@ -61,18 +99,39 @@ class GradientWatch:
             with _disable_current_modes():  # the operators of the optimizer are being counted, not ours
                 here = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
                 if here:
-                    self._add(here)
+                    take([part for gradient in here for part in local_parts(gradient.detach())])
         except Exception:  # noqa: BLE001  # a gradient of a kind that cannot be read is no fault of the run
             self.steps.clear()
 
-    def _add(self, gradients: Sequence[Tensor]) -> None:
-        plain = [part for gradient in gradients for part in local_parts(gradient.detach())]
+    def _add(self, gradients: list[Tensor]) -> None:
         last = self.steps[-1]
-        self.steps[-1] = Entered(
-            tensors=last.tensors + sum(part.numel() > 0 for part in plain),
-            bits=hash((last.bits, combined(plain))),
-            zero=last.zero and not any(bool(part.any()) for part in plain),
+        self.steps[-1] = replace(
+            last,
+            tensors=last.tensors + sum(part.numel() > 0 for part in gradients),
+            bits=hash((last.bits, combined(gradients))),
+            zero=last.zero and not _any(gradients),
         )
+
+    def _note(self, where: Literal["found", "left"], gradients: list[Tensor]) -> None:
+        if _any(gradients):
+            last = self.steps[-1]
+            bits = frozenset([combined(gradients)])
+            if where == "found":
+                self.steps[-1] = replace(last, found=last.found | bits)
+            else:
+                self.steps[-1] = replace(last, left=last.left | bits)
+
+
+def _any(gradients: Sequence[Tensor]) -> bool:
+    return any(bool(part.any()) for part in gradients)
+
+
+def _is_closure(argument: object) -> bool:
+    return callable(argument) and not isinstance(argument, (Optimizer, Tensor))
+
+
+def _has_closure(arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
+    return any(_is_closure(each) for each in (*arguments, *named.values()))
 
 
 def _is_capturing() -> bool:
@@ -85,6 +144,8 @@ def stale(ranks: Sequence[Sequence[Entered]]) -> str | None:
     A rank's share may be zero for good (rows of an embedding that nobody asked for), but not everybody's.
     """
     for rank, steps in enumerate(ranks):
+        if len(steps) > 1 and steps[1].found & steps[0].left:
+            return f"step(closure) of rank {rank} found in step 2 the gradients that step 1 had left"
         if len(steps) > 1 and steps[0].tensors and steps[0].bits == steps[1].bits and not steps[0].zero:
             return f"the gradients of rank {rank} that reached the optimizer in step 2 are those of step 1"
     if any(step.tensors for steps in ranks for step in steps) and all(s.zero for steps in ranks for s in steps):

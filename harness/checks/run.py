@@ -88,7 +88,7 @@ class RunChecks:
         return itertools.chain(self._noting(stream), stream)
 
     def _noting(self, stream: Iterator[Batch]) -> Iterator[Batch]:
-        if not (self._traits.compiled or self._traits.closure):  # a hook would be compiled; a closure has none yet
+        if not self._traits.compiled:  # a hook would be compiled
             self._watch = gradients.GradientWatch()
         for _ in range(self._watched):
             self._read.append([])

@@ -14,8 +14,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from harness.optimizers.algorithms import ALGORITHMS
-from harness.optimizers.construct import construct, remember_peak, torch_groups
+from harness.optimizers.construct import construct, torch_groups
 from harness.optimizers.implementation import Implementation, device_type
+from harness.rates import remember_peak
 from harness.registry import load
 
 if TYPE_CHECKING:

@@ -1,12 +1,15 @@
-"""Construct optimizers so that what reached the constructor is known afterwards, and drive their learning rate."""
+"""Construct optimizers so that what reached the constructor is known afterwards."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from harness.rates import number, remember_peak
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
     import torch
     from pydantic import JsonValue
@@ -19,33 +22,39 @@ if TYPE_CHECKING:
 _ARGUMENTS = "optbench_arguments"
 """Attribute of a constructed optimizer: its arguments as they arrived. torch pickles and saves it nowhere."""
 
-_PEAK = "initial_lr"
-"""Key of a parameter group for its peak learning rate; the one that torch's own schedulers use."""
 
-
-def torch_groups(groups: Sequence[ParamGroup], lr: float, weight_decay: float | None) -> list[dict[str, Any]]:
+def torch_groups(groups: Sequence[ParamGroup], lr: object, weight_decay: object) -> list[dict[str, Any]]:
     """Turn ParamGroups into torch's, one for each pair of learning rate and weight decay.
 
     Groups that are treated alike become one, so that kernels over many tensors get all of them at once. Tensors
-    with sparse gradients are never decayed: decay would touch every row, and torch refuses it.
+    with sparse gradients are never decayed: decay would touch every row, and torch refuses it. A setting that is
+    no number (None, a word, a callable) stands in no group: the constructor's own holds for all. A tensor is
+    copied, so that no two groups share one.
 
     Args:
         groups: to merge, in order.
-        lr: peak learning rate, multiplied by each group's scale.
+        lr: peak learning rate, multiplied by each group's scale; None: the class knows none, or finds its own.
         weight_decay: for the groups that decay, 0 for the others; None: the algorithm knows none.
     """
-    merged: dict[tuple[float, float | None], list[Tensor]] = {}
+    merged: dict[Hashable, dict[str, Any]] = {}
     for group in groups:
         if not group.parameters:  # another rank's
             continue
-        decay = weight_decay
-        if decay is not None and not (group.decay and group.role != "sparse"):
-            decay = 0.0
-        merged.setdefault((lr * group.lr_scale, decay), []).extend(group.parameters)
-    return [
-        {"params": parameters, "lr": rate} | ({} if decay is None else {"weight_decay": decay})
-        for (rate, decay), parameters in merged.items()
-    ]
+        decays = group.decay and group.role != "sparse"
+        asked = {"lr": _scaled(lr, group.lr_scale), "weight_decay": _scaled(weight_decay, 1.0 if decays else 0.0)}
+        settings = {name: value for name, value in asked.items() if value is not None}
+        alike = tuple((name, number(value)) for name, value in settings.items())
+        merged.setdefault(alike, {"params": [], **settings})["params"] += group.parameters
+    return list(merged.values())
+
+
+def _scaled(value: object, factor: float) -> Any:
+    """Return a setting times a factor, in an object of its own; None: it is no number."""
+    amount = number(value)
+    if amount is None:
+        return None
+    detach = getattr(value, "detach", None)
+    return amount * factor if detach is None else detach().clone() * factor
 
 
 def construct(
@@ -59,9 +68,44 @@ def construct(
         arguments: keyword arguments of the constructor.
     """
     groups = [dict(each) if isinstance(each, dict) else each for each in params]
-    optimizer = cls(groups, **arguments)
-    note_arguments(optimizer, {**_defaults(cls), **arguments})
+    return called(cls, (groups,), arguments)
+
+
+def called(
+    cls: Callable[..., AnyOptimizer], positional: Sequence[Any], arguments: Mapping[str, Any]
+) -> AnyOptimizer:
+    """Return ``cls(*positional, **arguments)``, noted as `construct` does.
+
+    Tensors among the defaults of the signature are one object for every instance, and what reaches
+    ``super().__init__`` is one object for every group: each instance and each group gets a copy, since a schedule
+    fills such a tensor in place.
+    """
+    defaults = _defaults(cls)
+    copies = {name: copy.deepcopy(value) for name, value in defaults.items() if _holds_tensor(value)}
+    optimizer = cls(*positional, **{**copies, **arguments})
+    _part_groups(optimizer)
+    note_arguments(optimizer, {**defaults, **arguments})
     return optimizer
+
+
+def _holds_tensor(value: object) -> bool:
+    import torch
+
+    if isinstance(value, (list, tuple)):
+        return any(_holds_tensor(each) for each in value)
+    return isinstance(value, torch.Tensor)
+
+
+def _part_groups(optimizer: torch.optim.Optimizer) -> None:
+    """Copy each setting that holds a tensor and that an earlier group, or ``defaults``, has too."""
+    held: set[int] = set()
+    for settings in (*optimizer.param_groups, optimizer.defaults):
+        for name, value in settings.items():
+            if name == "params" or not _holds_tensor(value):
+                continue
+            if id(value) in held:
+                settings[name] = copy.deepcopy(value)
+            held.add(id(value))
 
 
 def note_arguments(optimizer: torch.optim.Optimizer, arguments: Mapping[str, Any]) -> None:
@@ -76,31 +120,11 @@ def _defaults(cls: Callable[..., Any]) -> dict[str, Any]:
         parameters = inspect.signature(cls).parameters.values()
     except (TypeError, ValueError):  # some classes of compiled modules have no signature
         return {}
-    return {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
-
-
-def remember_peak(optimizer: torch.optim.Optimizer) -> None:
-    """Note each group's present learning rate as its peak, once; groups without one stay as they are."""
-    for group in optimizer.param_groups:
-        if "lr" in group:
-            group.setdefault(_PEAK, float(group["lr"]))
-
-
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's learning rate to ``factor`` times its peak.
-
-    A rate held in a tensor is filled in place, without a synchronisation: a compiled step then keeps its graph.
-    """
-    import torch
-
-    for group in optimizer.param_groups:
-        if "lr" not in group:
-            continue
-        peak = group.setdefault(_PEAK, float(group["lr"]))
-        if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(peak * factor)
-        else:
-            group["lr"] = peak * factor
+    return {
+        each.name: each.default
+        for each in parameters
+        if each.default is not each.empty and each.kind is not each.POSITIONAL_ONLY
+    }
 
 
 def facts(optimizer: torch.optim.Optimizer) -> dict[str, JsonValue]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import inspect
 import sys
@@ -10,9 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import InvalidInputError, OptbenchError, Problem, UnsupportedError
 from harness.interfaces import OptimizerTraits
-from harness.optimizers.construct import construct, torch_groups
+from harness.optimizers.arrangement import (
+    HANDED,
+    OPTION,
+    arranged,
+    flagged,
+    form,
+    handed,
+    is_matrix,
+    own_options,
+    rest,
+    split,
+)
+from harness.optimizers.construct import called
 from harness.registry import static_traits
-from harness.targets import class_definition, load, split
+from harness.stepping import CLOSURE, LOSS, required, step_parameters
+from harness.targets import Target, class_definition, load
+from harness.targets import split as split_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +36,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from harness.interfaces import ParamGroup, WorkloadTraits
-    from harness.machine import Machine
+    from harness.machine import Constructor, Machine
     from harness.spec import RunSpec
 
 
@@ -38,46 +53,52 @@ class Custom:
     def __init__(self, target: str) -> None:
         self.name = target
         self.target = target
+        self._refused_others = False
+        """Its constructor has raised over all parameters, and has taken the matrices."""
 
     @functools.cached_property
     def traits(self) -> OptimizerTraits:
         """What the class declares, else what its source tells."""
         declared = static_traits(self.target, OptimizerTraits)
-        if declared is not None:
-            return declared
-        if "torch" in sys.modules:  # in a rank and in a probe; a plan must not import what imports torch
-            return self._live_traits()
-        return self._undeclared(closure=_source_needs_closure(self.target))
+        live = "torch" in sys.modules  # in a rank and in a probe; a plan must not import what imports torch
+        if live and declared is None:
+            attribute = getattr(self._load(), "traits", None)
+            declared = attribute if isinstance(attribute, OptimizerTraits) else None
+        needed = _needed_by_step(self._load()) if live else _needed_in_source(self.target)
+        shown = {word: True for word in (CLOSURE, LOSS) if any(word in each for each in needed)}
+        traits = (declared or self._undeclared()).model_copy(update=shown)
+        return traits.model_copy(update={"takes": form(self._load())}) if live and traits.takes is None else traits
 
-    def _undeclared(self, *, closure: bool) -> OptimizerTraits:
+    def _undeclared(self) -> OptimizerTraits:
         return OptimizerTraits(
-            algorithm=split(self.target).attribute.rpartition(".")[2],
+            algorithm=split_target(self.target).attribute.rpartition(".")[2],
             granularity="undeclared",
             sparse_gradients="undeclared",
             dtensor="undeclared",
-            closure=closure,
             state_tensors=2,  # a guess for the memory estimate: as much as Adam
         )
 
-    def _live_traits(self) -> OptimizerTraits:
-        cls = self._load()
-        declared = getattr(cls, "traits", None)
-        if isinstance(declared, OptimizerTraits):
-            return declared
-        return self._undeclared(closure=_needs_closure(cls))
-
     def unsupported(self, spec: RunSpec, workload: WorkloadTraits, machine: Machine) -> str | None:
         """Return why the class cannot be imported or constructed, or None."""
-        del workload
         found = machine.constructors.get(self.target)
-        if found is None:
+        return (None if found is None else self._unfit(spec, found)) or self._unarranged(spec, workload, machine)
+
+    def _unarranged(self, spec: RunSpec, workload: WorkloadTraits, machine: Machine) -> str | None:
+        try:
+            traits = arranged(self.traits, spec)
+        except InvalidInputError:  # what cannot be imported is told by the probe, and where it is built
             return None
+        except ValueError as error:
+            return str(error)
+        return _unfit_rest(traits, spec, workload, machine) if traits.matrices_only else None
+
+    def _unfit(self, spec: RunSpec, found: Constructor) -> str | None:
         if found.error is not None:
             absent = found.error.startswith("ModuleNotFoundError")
             remedy = "; start from the folder that holds the module, or install its package" if absent else ""
             return f"{self.target} cannot be used: {found.error}{remedy}"
         given = {*spec.optimizer_options, *([] if spec.lr is None else ["lr"])}
-        missing = [name for name in found.required if name not in given]
+        missing = [name for name in found.required if name not in {*given, *HANDED}]
         if missing:
             words = " ".join("--lr …" if name == "lr" else f"--set optimizer.{name}=…" for name in missing)
             return f"the constructor of {self.target} needs {', '.join(missing)}; add {words}"
@@ -94,39 +115,89 @@ class Custom:
         found = machine.constructors.get(self.target)
         if found is None or found.open_ended:
             return None
-        return {
-            name: default
-            for name, default in {**dict.fromkeys(found.required), **found.parameters}.items()
-            if name != "lr"
-        }
+        named = {**dict.fromkeys(found.required), **found.parameters, OPTION: None}
+        return {name: default for name, default in named.items() if name != "lr"}
 
     def build(self, groups: Sequence[ParamGroup], spec: RunSpec) -> torch.optim.Optimizer:
         """Construct it.
 
         Raises:
             InvalidInputError: for what cannot be imported, or is no torch.optim.Optimizer.
-            UnsupportedError: where its step needs more than a closure.
+            UnsupportedError: it takes matrices only, and the model has none.
             OptbenchError: where the constructor raises; names class and arguments.
         """
         cls = self._load()
-        unknown = [name for name in _required_by_step(cls) if "closure" not in name]
-        if unknown:
-            raise UnsupportedError(
-                f"{self.target}.step needs {', '.join(unknown)}, which no training loop knows; "
-                "give such arguments defaults, or set them in the constructor"
-            )
-        arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.optimizer_options.items()}
+        try:
+            traits = arranged(self.traits, spec)
+        except ValueError as error:
+            raise InvalidInputError([Problem(f"optimizer {self.target}", str(error))]) from error
+        arguments = own_options(spec)
         known, takes_any = _keywords(cls)
         if spec.lr is not None and ("lr" in known or takes_any):
             arguments["lr"] = spec.lr
+        if traits.matrices_only or (traits.matrices_only is None and self._refused_others):
+            return self._beside_rest(cls, groups, arguments, traits, spec)
         try:
-            return construct(cls, _groups(groups, arguments, known), **arguments)
+            return _made(cls, groups, arguments, traits)
         except Exception as error:
-            written = ", ".join(["groups", *(f"{key}={value!r}" for key, value in arguments.items())])
-            raise OptbenchError(
-                f"{self.target}({written}) raised {type(error).__name__}: {error}; "
-                "set arguments with --lr and --set optimizer.NAME=…"
-            ) from error
+            if traits.matrices_only is None and _has_both(groups):
+                with contextlib.suppress(Exception):  # not for matrices either: the first error is the one to tell
+                    found = self._beside_rest(cls, groups, arguments, traits, spec)
+                    self._refused_others = True
+                    return found
+            raise self._unconstructed(error, groups, arguments, traits) from error
+
+    def _beside_rest(
+        self,
+        cls: type[torch.optim.Optimizer],
+        groups: Sequence[ParamGroup],
+        arguments: Mapping[str, Any],
+        traits: OptimizerTraits,
+        spec: RunSpec,
+    ) -> torch.optim.Optimizer:
+        """Construct it over the matrices, and another optimizer over the rest."""
+        from harness.optimizers.composite import Composite
+
+        matrices, others = split(groups, is_matrix)
+        if not matrices and all(group.parameters for group in groups):  # an empty group's are on another rank
+            raise UnsupportedError(f"the model has no 2-D weight inside it for {self.target}; use {traits.rest}")
+        if traits.closure or traits.loss:
+            raise UnsupportedError(
+                f"{self.target} takes matrices only and evaluates the loss in its step, of which {traits.rest} "
+                "beside it would not know; leave matrices_only or closure out"
+            )
+        parts = []
+        if matrices:
+            try:
+                parts.append(_made(cls, matrices, arguments, traits))
+            except Exception as error:
+                raise self._unconstructed(error, matrices, arguments, traits) from error
+        if others:
+            entry, its_own = rest(traits, spec)
+            parts.append(entry.build(others, its_own))
+        return Composite(parts)
+
+    def _unconstructed(
+        self,
+        error: Exception,
+        groups: Sequence[ParamGroup],
+        arguments: Mapping[str, Any],
+        traits: OptimizerTraits,
+    ) -> OptbenchError:
+        """Return what is to be told of a constructor that raised."""
+        handed_over = traits.takes or "groups"
+        written = ", ".join([handed_over, *(f"{key}={value!r}" for key, value in arguments.items())])
+        remedy = "set arguments with --lr and --set optimizer.NAME=…"
+        if handed_over == "model":
+            remedy += "; its model is a module that holds the parameters under their names, and nothing else"
+        elif traits.matrices_only is None and not _has_both(groups):
+            remedy += f"; if it takes matrices only, --set optimizer.{OPTION}.matrices_only=true"
+        elif not traits.group_flags:
+            remedy += (
+                f"; if it wants flags in its groups, --set optimizer.{OPTION}.group_flags.NAME=matrix "
+                "(or group_flags in its traits)"
+            )
+        return OptbenchError(f"{self.target}({written}) raised {type(error).__name__}: {error}; {remedy}")
 
     def deepspeed_config(self, spec: RunSpec) -> Mapping[str, JsonValue] | None:
         """Return None: the strategy builds it and passes it in as a client optimizer."""
@@ -159,21 +230,35 @@ class Custom:
         return found
 
 
-def _groups(
-    groups: Sequence[ParamGroup], arguments: Mapping[str, Any], known: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Return torch's groups; rate and decay stand in them only where the class knows such words."""
+def _made(
+    cls: type[torch.optim.Optimizer],
+    groups: Sequence[ParamGroup],
+    arguments: Mapping[str, Any],
+    traits: OptimizerTraits,
+) -> torch.optim.Optimizer:
+    """Construct the class; rate and decay stand in its groups only where it knows such words."""
+    known, _ = _keywords(cls)
     lr = arguments.get("lr", known.get("lr"))
-    decay = arguments.get("weight_decay", known.get("weight_decay"))
-    listed = torch_groups(groups, _number(lr, 1.0), None if "weight_decay" not in known else _number(decay, 0.0))
-    return [
-        {key: value for key, value in group.items() if key != "lr" or isinstance(lr, (int, float))}
-        for group in listed
-    ]
+    decay = arguments.get("weight_decay", known.get("weight_decay")) if "weight_decay" in known else None
+    listed = flagged(groups, traits.group_flags, lr, decay)
+    positional, named = handed(cls, traits.takes, groups, listed)
+    return called(cls, positional, {**named, **arguments})
 
 
-def _number(value: object, otherwise: float) -> float:
-    return float(value) if isinstance(value, (int, float)) else otherwise
+def _has_both(groups: Sequence[ParamGroup]) -> bool:
+    """Say whether there are matrices and others."""
+    return all(split(groups, is_matrix))
+
+
+def _unfit_rest(traits: OptimizerTraits, spec: RunSpec, workload: WorkloadTraits, machine: Machine) -> str | None:
+    """Return why the optimizer of the rest cannot run beside it."""
+    try:
+        entry, its_own = rest(traits, spec)
+    except InvalidInputError as error:
+        return f"optimizer.{OPTION}.rest: {error}"
+    if entry.traits.closure or entry.traits.compiled or entry.traits.owns_reduction:
+        return f"optimizer.{OPTION}.rest = {traits.rest!r} cannot step beside another; use adamw/fused"
+    return entry.unsupported(its_own, workload, machine)
 
 
 def _keywords(cls: type) -> tuple[dict[str, Any], bool]:
@@ -186,25 +271,33 @@ def _keywords(cls: type) -> tuple[dict[str, Any], bool]:
     return named, any(p.kind == p.VAR_KEYWORD for p in parameters)
 
 
-def _needs_closure(cls: type[torch.optim.Optimizer]) -> bool:
-    """Say whether ``step`` has a required argument."""
-    return bool(_required_by_step(cls))
-
-
-def _required_by_step(cls: type[torch.optim.Optimizer]) -> list[str]:
+def _needed_by_step(cls: type[torch.optim.Optimizer]) -> list[str]:
     """Return the names of ``step``'s arguments that have no default."""
-    try:
-        parameters = list(inspect.signature(cls.step).parameters.values())[1:]
-    except (TypeError, ValueError):
-        return []
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
+    return required(step_parameters(cls.step))[1:]
 
 
-def _source_needs_closure(target: str) -> bool:
+def _needed_in_source(target: str) -> list[str]:
     """Answer the same from the source, where it lies in the module itself; importing could import torch."""
-    written = class_definition(target)
-    for step in () if written is None else written.body:
-        if isinstance(step, ast.FunctionDef) and step.name == "step":
-            arguments = [*step.args.posonlyargs, *step.args.args]
-            return len(arguments) - len(step.args.defaults) > 1
-    return False
+    named = split_target(target)
+    step = _inherited_step(named, named.attribute, set())
+    return [] if step is None else _without_default(step.args)[1:]
+
+
+def _inherited_step(named: Target, name: str, seen: set[str]) -> ast.FunctionDef | None:
+    """Return ``step`` of a class or of the nearest base in the same module."""
+    written = None if name in seen else class_definition(f"{named.module}:{name}")
+    if written is None:
+        return None
+    seen.add(name)
+    own = (each for each in written.body if isinstance(each, ast.FunctionDef) and each.name == "step")
+    bases = (each.id for each in written.bases if isinstance(each, ast.Name))
+    return next(own, None) or next(filter(None, (_inherited_step(named, each, seen) for each in bases)), None)
+
+
+def _without_default(arguments: ast.arguments) -> list[str]:
+    positional = [*arguments.posonlyargs, *arguments.args]
+    named = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return [
+        *(each.arg for each in positional[: len(positional) - len(arguments.defaults)]),
+        *(each.arg for each, default in named if default is None),
+    ]

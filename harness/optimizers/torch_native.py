@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import UnsupportedError
 from harness.optimizers.algorithms import ALGORITHMS
+from harness.optimizers.arrangement import is_matrix, split
 from harness.optimizers.construct import construct, torch_groups
 from harness.optimizers.implementation import Implementation, device_type
 from harness.registry import load
@@ -212,13 +212,13 @@ def companion_options(chosen: dict[str, Any]) -> dict[str, Any]:
 
 def split_matrices(groups: Sequence[ParamGroup]) -> tuple[list[ParamGroup], list[ParamGroup]]:
     """Return the groups' 2-D matrices, which Muon takes, and everything else."""
-    return _split(groups, lambda group, tensor: group.role == "matrix" and tensor.ndim == 2)
+    return split(groups, is_matrix)
 
 
 def _build_sparse_adam(self: Native, groups: Sequence[ParamGroup], spec: RunSpec) -> torch.optim.Optimizer:
     """SparseAdam for what has sparse gradients, Adam with the same moments for the rest."""
     chosen = self.hyperparameters(spec)
-    sparse, dense = _split(groups, lambda group, _: group.role == "sparse")
+    sparse, dense = split(groups, lambda group, _: group.role == "sparse")
     if not sparse:
         raise UnsupportedError("no parameter has sparse gradients here; use adam")
     parts = [_over(load(self.target), sparse, chosen, self.flags(spec))]
@@ -226,24 +226,6 @@ def _build_sparse_adam(self: Native, groups: Sequence[ParamGroup], spec: RunSpec
         adam = {**ALGORITHMS["adam"].options, **chosen}
         parts.append(_over(load("torch.optim:Adam"), dense, adam, dict.fromkeys(FLAGS["Adam"], False)))
     return _combined(parts)
-
-
-def _split(
-    groups: Sequence[ParamGroup], wanted: Callable[[ParamGroup, torch.Tensor], bool]
-) -> tuple[list[ParamGroup], list[ParamGroup]]:
-    """Part every group's parameters by a question; empty groups are left out."""
-    sides: tuple[list[ParamGroup], list[ParamGroup]] = ([], [])
-    for group in groups:
-        for side, answer in zip(sides, (True, False), strict=True):
-            picked = [
-                (name, tensor)
-                for name, tensor in zip(group.names, group.parameters, strict=True)
-                if wanted(group, tensor) is answer
-            ]
-            if picked:
-                names, tensors = zip(*picked, strict=True)
-                side.append(replace(group, names=names, parameters=tensors))
-    return sides
 
 
 def _combined(parts: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:

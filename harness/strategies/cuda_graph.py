@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness.interfaces import Phase, StepResult
+from harness.rates import number
 from harness.strategies.refusals import CAPTURE_STEP
 from harness.strategies.torch_engine import TorchEngine
 
@@ -32,8 +33,9 @@ class CapturedEngine(TorchEngine):
         optimizer = super()._build_optimizer(groups)
         parts: Sequence[torch.optim.Optimizer] = getattr(optimizer, "parts", ()) or (optimizer,)
         for group in (group for part in parts for group in part.param_groups):
-            if not isinstance(group["lr"], torch.Tensor):
-                group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=self._world.device)
+            rate = group.get("lr")
+            if not isinstance(rate, torch.Tensor) and number(rate) is not None:
+                group["lr"] = torch.tensor(rate, dtype=torch.float32, device=self._world.device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._side = torch.cuda.Stream(self._world.device)  # type: ignore[no-untyped-call]
         return optimizer

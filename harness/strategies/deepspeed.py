@@ -108,10 +108,11 @@ class _Zero:
         return None
 
     def _unfit_optimizer(self, spec: RunSpec, optimizer: OptimizerTraits) -> str | None:
-        if optimizer.closure:
+        if optimizer.closure or optimizer.loss:
+            what = "evaluates the loss inside its step" if optimizer.closure else "takes the loss"
             return (
-                f"{spec.optimizer} evaluates the loss inside its step, and DeepSpeed's engine steps without a "
-                "closure; use --strategy ddp"
+                f"{spec.optimizer} {what}, and DeepSpeed's engine steps without a closure or a loss; "
+                "use --strategy ddp"
             )
         if optimizer.owns_reduction:
             return f"{spec.optimizer} averages gradients itself, {self.name} would average them twice"

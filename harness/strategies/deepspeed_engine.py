@@ -13,9 +13,10 @@ from harness.contract import scalar_loss
 from harness.errors import UnsupportedError
 from harness.interfaces import Phase, StepResult
 from harness.optimizers.construct import facts as optimizer_facts
-from harness.optimizers.construct import json_safe, note_arguments, set_lr, torch_groups
+from harness.optimizers.construct import json_safe, note_arguments, torch_groups
 from harness.optimizers.deepspeed import import_deepspeed
 from harness.parameter_groups import parameter_groups
+from harness.rates import set_lr
 from harness.registry import load
 from harness.strategies.deepspeed_config import configuration
 from harness.strategies.deepspeed_flat import check_flat

@@ -16,6 +16,7 @@ from torch import Tensor
 from harness.errors import OptbenchError, UnsupportedError
 from harness.interfaces import ParamGroup
 from harness.seeding import generators_kept, seed_generators
+from harness.stepping import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -133,10 +134,11 @@ class _Trial:
     def whole(self) -> dict[str, Tensor]:
         """Return every tensor after the steps on whole tensors."""
         optimizer, parameters = self._built()
+        driver = Driver(optimizer, self._optimizer.name, self._optimizer.traits)
         for step in range(STEPS):
             for name, parameter in parameters.items():
                 parameter.grad = _gradient(name, parameter, step)
-            optimizer.step()
+            driver.step()
         return {name: parameter.detach() for name, parameter in parameters.items()}
 
     def flat(self, ranks: int, *, per_tensor: bool) -> dict[str, Tensor]:
@@ -168,10 +170,11 @@ class _Trial:
         """Step one group alone, as ZeRO's wrappers do; return its tensors' pieces."""
         every, optimizer.param_groups = optimizer.param_groups, [group]
         (partition,) = group["params"]
+        driver = Driver(optimizer, self._optimizer.name, self._optimizer.traits)
         shapes = dict(_named(self._samples))
         for step in range(STEPS):
             partition.grad = cut.of([_gradient(name, shapes[name], step) for name in members])
-            optimizer.step()
+            driver.step()
         optimizer.param_groups = every
         return cut.pieces(partition.detach())
 

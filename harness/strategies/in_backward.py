@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.optimizers.composite import Composite
 from harness.optimizers.construct import facts as optimizer_facts
+from harness.stepping import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
     from torch import Tensor
 
-    from harness.interfaces import ParamGroup
+    from harness.interfaces import Optimizer, ParamGroup
+    from harness.spec import RunSpec
 
 
 class InBackward:
@@ -26,28 +28,28 @@ class InBackward:
 
     Args:
         groups: the model's parameters.
-        build: makes an optimizer over groups. It is called once for each parameter, which is alone in its group;
-            the other groups are empty, and tell that the model has such roles elsewhere.
+        entry: builds an optimizer for each parameter, which is alone in its group; the other groups are empty,
+            and tell that the model has such roles elsewhere.
+        spec: of the run.
     """
 
-    def __init__(
-        self, groups: Sequence[ParamGroup], build: Callable[[Sequence[ParamGroup]], torch.optim.Optimizer]
-    ) -> None:
+    def __init__(self, groups: Sequence[ParamGroup], entry: Optimizer, spec: RunSpec) -> None:
         self._armed = False
         self._parts: list[torch.optim.Optimizer] = []
         for group in groups:
             others = [replace(each, names=(), parameters=()) for each in groups if each is not group]
             for name, parameter in zip(group.names, group.parameters, strict=True):
                 alone = replace(group, names=(name,), parameters=(parameter,))
-                built = build([alone, *others])
+                built = entry.build([alone, *others], spec)
                 self._parts += getattr(built, "parts", ()) or (built,)
-                parameter.register_post_accumulate_grad_hook(self._hook(built))  # type: ignore[no-untyped-call]
+                hook = self._hook(Driver(built, entry.name, entry.traits))
+                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         self.optimizer = Composite(self._parts)
 
-    def _hook(self, optimizer: torch.optim.Optimizer) -> Callable[[Tensor], None]:
+    def _hook(self, driver: Driver) -> Callable[[Tensor], None]:
         def step(parameter: Tensor) -> None:
             if self._armed:
-                optimizer.step()
+                driver.step()
                 parameter.grad = None
 
         return step

@@ -107,7 +107,7 @@ def in_backward(
             f"clip_norm needs the norm over all gradients before the first update; leave it out, or {remedy}",
         ),
         (
-            optimizer.closure or optimizer.granularity == "model",
+            optimizer.closure or optimizer.loss or optimizer.granularity == "model",
             f"{name} needs all gradients at once, and a backward pass gives one after the other; {remedy}",
         ),
         (optimizer.compiled, f"{name} would compile its step once for each parameter; {remedy}"),

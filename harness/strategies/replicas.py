@@ -11,6 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.optimizers.construct import facts as optimizer_facts
+from harness.stepping import Driver
 from harness.strategies.stepped import Idle
 from harness.strategies.torch_engine import TorchEngine
 
@@ -62,7 +63,8 @@ class ZeroRedundancyEngine(TorchEngine):
 
         def of_this_rank(shares: list[dict[str, Any]], **_defaults: Any) -> _Local:
             mine = {id(p) for share in shares for p in share["params"]}
-            return _Local(shares, self._build_local(groups, mine))
+            real = self._build_local(groups, mine)
+            return _Local(shares, real, Driver(real, self._entry.name, self._entry.traits))
 
         as_view = bool(self._spec.strategy_options.get("parameters_as_bucket_view"))
         wrapper = ZeroRedundancyOptimizer(
@@ -124,15 +126,16 @@ class _Local:
     whose number may differ from rank to rank.
     """
 
-    def __init__(self, shares: list[dict[str, Any]], real: torch.optim.Optimizer) -> None:
+    def __init__(self, shares: list[dict[str, Any]], real: torch.optim.Optimizer, driver: Driver) -> None:
         self.param_groups = [{"params": share["params"]} for share in shares]
         self.real = real
+        self._driver = driver
 
     @property
     def state(self) -> Any:
         """The real optimizer's."""
         return self.real.state
 
-    def step(self, **_arguments: Any) -> None:
+    def step(self, loss: Tensor | None = None, **_arguments: Any) -> None:
         """Update this rank's tensors."""
-        self.real.step()
+        self._driver.step(loss)

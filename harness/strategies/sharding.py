@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pydantic import JsonValue
+    from torch import Tensor
     from torch.distributed.device_mesh import DeviceMesh
 
     from harness.interfaces import Optimizer, ParamGroup, Workload, World
@@ -82,12 +83,12 @@ class ShardedEngine(TorchEngine):
         with self._first_try("when constructed"):
             return super()._build_optimizer(groups)
 
-    def _step(self) -> None:
+    def _step(self, loss: Tensor | None) -> None:
         if self._steps > 1:
-            self._optimizer.step()
+            super()._step(loss)
             return
         with self._first_try("in its first step"):
-            self._optimizer.step()
+            super()._step(loss)
 
     @contextlib.contextmanager
     def _first_try(self, when: str) -> Iterator[None]:

@@ -141,5 +141,5 @@ class Idle(torch.optim.Optimizer):
     def __init__(self) -> None:
         super().__init__([{"params": []}], {})
 
-    def step(self, closure: object = None) -> None:  # type: ignore[override]
-        """Do nothing."""
+    def step(self, closure: object = None, loss: object = None) -> None:  # type: ignore[override]
+        """Do nothing, whatever the others are stepped with."""

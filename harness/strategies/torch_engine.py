@@ -14,8 +14,9 @@ from harness.contract import scalar_loss
 from harness.errors import UnsupportedError
 from harness.interfaces import OptimizerOnlyWorkload, Phase, StepResult
 from harness.optimizers.construct import facts as optimizer_facts
-from harness.optimizers.construct import set_lr
 from harness.parameter_groups import parameter_groups
+from harness.rates import set_lr
+from harness.stepping import Driver
 from harness.strategies.clipping import clip
 from harness.strategies.held import kept
 from harness.strategies.held_parts import part_of
@@ -73,8 +74,9 @@ class TorchEngine:
         named = self._stepped.named if self._stepped else list(self._module.named_parameters())
         self._targets = [p for _, p in named if p.requires_grad]
         groups = parameter_groups(named, workload.traits)
-        self._in_backward = InBackward(groups, lambda group: optimizer.build(group, spec)) if in_backward else None
+        self._in_backward = InBackward(groups, optimizer, spec) if in_backward else None
         self._optimizer = self._in_backward.optimizer if self._in_backward else self._build_optimizer(groups)
+        self._driver = Driver(self._optimizer, optimizer.name, optimizer.traits)
         self._autocast_dtype = AUTOCAST.get(spec.precision)
         self._scaler = torch.amp.GradScaler(world.device.type) if spec.precision == "fp16" else None
         self._scale: float | None = None
@@ -125,10 +127,11 @@ class TorchEngine:
         norm = self._clip()
         skipped = False
         with self._watching() if self._steps <= WATCHED else _nothing:
+            whole = self._over_ranks(loss) if self._entry.traits.loss and loss is not None else loss
             if self._scaler is None:
-                self._step()
+                self._step(whole)
             else:
-                skipped = self._step_unless_overflow(self._scaler)
+                skipped = self._step_unless_overflow(self._scaler, whole)
         if self._stepped is not None:
             self._stepped.publish()
         return StepResult(loss, norm, skipped)
@@ -138,16 +141,25 @@ class TorchEngine:
         watched = self._steps == min(WATCHED, self._spec.warmup_steps) and not self._entry.traits.compiled
         return self._operators.watching() if watched else _nothing
 
-    def _step(self) -> None:
-        self._optimizer.step()
+    def _step(self, loss: Tensor | None) -> None:
+        self._driver.step(loss)
 
-    def _step_unless_overflow(self, scaler: torch.amp.GradScaler) -> bool:
+    def _over_ranks(self, loss: Tensor) -> Tensor:
+        """Return the mean of all ranks' losses: what decides by the loss must see the same one on each."""
+        if self._world.size == 1:
+            return loss
+        mean = loss.clone()
+        dist.all_reduce(mean)
+        return mean / self._world.size
+
+    def _step_unless_overflow(self, scaler: torch.amp.GradScaler, loss: Tensor | None) -> bool:
         """Step where every rank's gradients are finite; say whether the update was left out.
 
         The scale falls after an overflow and only then, which is the scaler's one public word on it.
         """
         before = scaler.get_scale() if self._scale is None else self._scale
-        scaler.step(self._optimizer)
+        positional, named = self._driver.arguments(loss)
+        scaler.step(self._optimizer, *positional, **named)
         scaler.update()
         self._scale = scaler.get_scale()
         return self._scale < before
@@ -186,7 +198,10 @@ class TorchEngine:
         loss.backward()  # type: ignore[no-untyped-call]  # torch declares no types for it
 
     def _closure_step(self, micro_batches: Sequence[Batch], mark: Callable[[Phase], None]) -> StepResult:
-        """LBFGS and its like evaluate the loss as often as they want: the phases cannot be told apart."""
+        """LBFGS and its like evaluate the loss as often as they want: the phases cannot be told apart.
+
+        What the closure finds on entry is the driver's affair (`harness.stepping`).
+        """
         mark(Phase.WORK)
         first: list[Tensor] = []
 
@@ -195,16 +210,14 @@ class TorchEngine:
                 self._stepped.publish()
             with torch.enable_grad():
                 loss = self._forward_backward(micro_batches, lambda _phase: None)
-            if self._world.size > 1:  # line search decides by the loss: every rank must see the same one
-                dist.all_reduce(loss)
-                loss = loss / self._world.size
+            loss = self._over_ranks(loss)
             if self._stepped is not None:
                 self._stepped.collect()
             self._clip()
             first.append(loss)
             return loss
 
-        self._optimizer.step(cast("Callable[[], float]", closure))
+        self._driver.evaluate(closure)
         if self._stepped is not None:
             self._stepped.publish()
         return StepResult(first[0] if first else None)

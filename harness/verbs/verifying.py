@@ -159,7 +159,14 @@ def line(made: Certificate) -> str:
     elif made.reason is not None:
         words += f": {made.reason}"
     took = "" if made.took_s is None else f"  [{made.took_s:.1f} s]"
-    return words + took
+    return words + _left_out(made) + took
+
+
+def _left_out(made: Certificate) -> str:
+    """Name the checks that were not made, with the reason, and what the user may do about what was found."""
+    absent = [f"{check.name} ({check.detail})" for check in made.checks if check.verdict == "not applicable"]
+    told = [f"{check.detail}; {check.remedy}" for check in made.checks if check.remedy is not None]
+    return "".join(f"; {text}" for text in [*([f"left out: {', '.join(absent)}"] if absent else []), *told])
 
 
 def for_runs(
@@ -288,7 +295,7 @@ def _worst(check: Check | None) -> list[str]:
 def _notes(name: str, made: Certificate) -> list[Text]:
     told = functools.partial(Text, style="red" if made.outcome in {"wrong", "failed"} else "")
     label = f"  {_named(made)}"
-    notes = []
+    notes = [told(printable(f"{label}: {text[2:]}")) for text in [_left_out(made)] if text]
     if made.cause is not None:
         notes.append(told(f"{label}: likely cause: {made.cause}"))
     if made.reason is not None:

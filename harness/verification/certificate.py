@@ -29,6 +29,8 @@ class Check(BaseModel):
     """Of the largest error."""
     detail: str | None = None
     """What was found, in words."""
+    remedy: str | None = None
+    """What the user may do about it."""
 
 
 class Certificate(BaseModel):

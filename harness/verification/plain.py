@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.errors import UnsupportedError
 from harness.precision import stepped_dtype
 from harness.registry import load
 from harness.verification.besides import besides, nonfinite
 from harness.verification.bounds import bound
 from harness.verification.certificate import Check
 from harness.verification.comparing import Difference, Held, Twist, compare, worst
+from harness.verification.demands import demand, refused
 from harness.verification.diagnosis import diagnose
-from harness.verification.playing import RefusedError, Trace, play
+from harness.verification.playing import RefusedError, Trace, play, stands_still
 from harness.verification.scenarios import Scenario, main, others
 
 if TYPE_CHECKING:
@@ -73,8 +75,12 @@ class _Trials:
         try:
             trace = play(self.optimizer, usual.spec(self.spec, None), usual)
         except RefusedError as error:
+            refused(self.optimizer, self.spec, error)
             where = f"step {error.step} raised {error}"
             return [Check(name=usual.name, verdict="wrong", step=error.step, detail=where)], None
+        if stands_still(trace):
+            demand(self.optimizer, self.spec, "does nothing")
+        self._ask_for_a_rate(trace)
         held = self._held(usual, trace)
         self._judge_main(held, trace)
         self.checks += besides(trace, self.optimizer)
@@ -92,6 +98,14 @@ class _Trials:
             self._try(scenario, held.lr)
         self.checks.append(nonfinite(self.optimizer, self.spec))
         return self.checks, self.cause
+
+    def _ask_for_a_rate(self, trace: Trace) -> None:
+        """Refuse what finds its own rate: the reference needs the one that was used."""
+        if all(rate is None for rate in trace.lr.values()) and self._takes("lr") and self.spec.lr is None:
+            raise UnsupportedError(
+                f"{self.optimizer.name} finds its own learning rate, which {self.reference.algorithm} has to be "
+                "told: give --lr, or leave --like out"
+            )
 
     def _judge_main(self, held: Held, trace: Trace) -> None:
         found = compare(held, trace)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.precision import stepped_dtype
+from harness.rates import peaks, set_lr
+from harness.stepping import Driver
 from harness.verification.stream import given, parameters
 
 if TYPE_CHECKING:
@@ -99,14 +101,19 @@ class Player:
         self.device = device(spec)
         dtype = getattr(torch, stepped_dtype(spec.precision))
         self.parameters = parameters(scenario.stage, dtype, self.device)
-        self.live = self._build()
-        self._peaks = rates(self.live)
+        self._take(self._build())
+        self._peaks = peaks(self.live)
 
     def _build(self) -> torch.optim.Optimizer:
         made = self._optimizer.build(self.scenario.stage.param_groups(self.parameters), self._spec)
         if self._optimizer.traits.evaluation_switch and hasattr(made, "train"):
             made.train()
         return made
+
+    def _take(self, live: torch.optim.Optimizer) -> None:
+        """Step this instance from now on."""
+        self.live = live
+        self._driver = Driver(live, self._optimizer.name, self._optimizer.traits)
 
     def gradients(self, number: int) -> dict[str, Tensor | None]:
         """Return the stream's gradients of a step."""
@@ -130,40 +137,40 @@ class Player:
         for name, parameter in self.parameters.items():
             parameter.grad = gradients[name]
         if self._optimizer.traits.closure:
-            self._with_closure(kept)
+            self.minimise(self._linear(kept))
         else:
-            self.live.step()
+            self._driver.step(self._loss(kept) if self._optimizer.traits.loss else None)
         synchronise(self.device)
         return {_fate(parameter.grad, kept[name]) for name, parameter in self.parameters.items()} - {""}
 
-    def _with_closure(self, gradients: Mapping[str, Tensor | None]) -> None:
-        """Step on the loss <p, g>, linear in p, whose gradient is g wherever it is asked for."""
+    def _loss(self, gradients: Mapping[str, Tensor | None]) -> Tensor:
+        """Return the loss <p, g>, linear in p, whose gradient is g wherever it is asked for."""
+        loss = torch.zeros((), device=self.device)
+        for name, parameter in self.parameters.items():
+            gradient = gradients[name]
+            if gradient is not None:
+                loss = loss + (parameter.detach().float() * gradient.to_dense().float()).sum()
+        return loss
+
+    def _linear(self, gradients: Mapping[str, Tensor | None]) -> Callable[[], Tensor]:
+        """Return the closure of that loss."""
 
         def closure() -> Tensor:
-            loss = torch.zeros((), device=self.device)
             for name, parameter in self.parameters.items():
                 gradient = gradients[name]
                 parameter.grad = None if gradient is None else gradient.clone()
-                if gradient is not None:
-                    loss = loss + (parameter.detach().float() * gradient.to_dense().float()).sum()
-            return loss
+            return self._loss(gradients)
 
-        self.minimise(closure)
+        return closure
 
     def minimise(self, closure: Callable[[], Tensor]) -> None:
         """Do one step that evaluates the loss itself."""
-        self.live.step(closure)  # type: ignore[arg-type]  # torch says float, and takes what loss functions return
+        self._driver.evaluate(closure)
         synchronise(self.device)
 
     def set_lr(self, factor: float) -> None:
-        """Set every group's rate as schedulers do."""
-        for group, peak in zip(self.live.param_groups, self._peaks, strict=True):
-            if peak is None:
-                continue
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(peak * factor)
-            else:
-                group["lr"] = peak * factor
+        """Set every group's rate as the engines do."""
+        set_lr(self.live, factor)
 
     def resume(self) -> None:
         """Save state, load it into a fresh instance over copies of the parameters, and go on with that."""
@@ -171,7 +178,7 @@ class Player:
         self.parameters = {
             name: parameter.detach().clone().requires_grad_() for name, parameter in self.parameters.items()
         }
-        self.live = self._build()
+        self._take(self._build())
         self.live.load_state_dict(state)
 
     def values(self) -> dict[str, Tensor]:
@@ -246,6 +253,11 @@ def _step(player: Player, trace: Trace, number: int) -> None:
     trace.state_elements.append(player.state_elements())
 
 
+def stands_still(trace: Trace) -> bool:
+    """Say whether no step moved any element."""
+    return all(not bool(step.moved(name).any()) for step in trace.steps for name in step.before)
+
+
 def _moved(number: int, earlier: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> tuple[int, str] | None:
     for name, value in earlier.items():
         if not torch.equal(value, later[name]) and not bool(value.isnan().any()):
@@ -259,11 +271,6 @@ def _fate(now: Tensor | None, was: Tensor | None) -> str:
     if now is None:
         return "taken away"
     return "intact" if torch.equal(now.to_dense(), was.to_dense()) else "changed"
-
-
-def rates(optimizer: torch.optim.Optimizer) -> list[float | None]:
-    """Return every group's learning rate; None where it has none."""
-    return [float(group["lr"]) if "lr" in group else None for group in optimizer.param_groups]
 
 
 def device(spec: RunSpec) -> torch.device:

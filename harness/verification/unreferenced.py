@@ -14,7 +14,8 @@ import torch
 from harness.seeding import seed_generators
 from harness.verification.besides import besides, nonfinite
 from harness.verification.certificate import Check, Verdict
-from harness.verification.playing import Player, RefusedError, play
+from harness.verification.demands import Declared, demand, refused
+from harness.verification.playing import Player, RefusedError, play, stands_still
 from harness.verification.scenarios import unreferenced
 
 if TYPE_CHECKING:
@@ -50,8 +51,11 @@ def trials(optimizer: Optimizer, spec: RunSpec) -> tuple[list[Check], str | None
     try:
         trace = play(optimizer, spec, usual)
     except RefusedError as error:
+        refused(optimizer, spec, error)
         detail = f"step {error.step} raised {error}"
         return [Check(name="steps at all", verdict="wrong", step=error.step, detail=detail)], None
+    if stands_still(trace):
+        demand(optimizer, spec, "does nothing")
     pairs = _Differential(optimizer, spec, usual)
     repeats, draws = pairs.repeats()
     checks = [_every_element(trace), _standstill(trace, draws=draws), *besides(trace, optimizer)]
@@ -63,7 +67,7 @@ def trials(optimizer: Optimizer, spec: RunSpec) -> tuple[list[Check], str | None
 def _cause(trace: Trace, checks: list[Check]) -> str | None:
     """Return the cause that a failed check stands for by itself."""
     wrong = {check.name for check in checks if check.verdict == "wrong"}
-    if all(not bool(step.moved(name).any()) for step in trace.steps for name in step.before):
+    if stands_still(trace):
         return "the step does nothing"
     by_check = {
         "work after the step": "step() returns before its work is done",
@@ -130,7 +134,7 @@ class _Differential:
 
     def all(self) -> list[Check]:
         """Return the checks that compare runs."""
-        return [self._fresh(), self._resumed(), self._rate(), self._missing()]
+        return [self._fresh(), self._resumed(), self._rate(), self._missing(), *self._on_entry()]
 
     def _run(
         self,
@@ -140,6 +144,7 @@ class _Differential:
         rate: float = 1.0,
         seed: int = 0,
         lr: float | None = None,
+        as_if: Optimizer | None = None,
     ) -> Values:
         """Return the parameters after the steps.
 
@@ -149,10 +154,11 @@ class _Differential:
             rate: factor on the learning rate, set as a scheduler does.
             seed: of those that draw numbers.
             lr: the constructor's learning rate.
+            as_if: the optimizer, with other declarations.
         """
         seed_generators(seed)
         spec = self.spec if lr is None else self.spec.model_copy(update={"lr": lr})
-        player = Player(self.optimizer, spec, self.scenario)
+        player = Player(as_if or self.optimizer, spec, self.scenario)
         for number in range(1, STEPS + 1):
             gradients = player.gradients(number)
             player.step(number, change(number, gradients) if change else gradients, rate=rate)
@@ -192,7 +198,7 @@ class _Differential:
         player = Player(self.optimizer, self.spec, self.scenario)
         peaks = [peak for peak in player.peak_rates().values() if peak is not None]
         if not peaks:
-            return Check(name=name, verdict="not applicable", detail="it has none")
+            return Check(name=name, verdict="not applicable", detail="no group has a number as its rate")
         if not _same(self._run(), self._run(rate=0.5)):
             return Check(name=name, verdict="passed")
         if _same(self._run(), self._run(lr=peaks[0] / 2)):
@@ -202,6 +208,22 @@ class _Differential:
             return Check(name=name, verdict="recorded", detail=detail)
         detail = "what a scheduler sets changes nothing, the constructor's does"
         return Check(name=name, verdict="wrong", detail=detail)
+
+    def _on_entry(self) -> list[Check]:
+        """Say whether a step with a closure uses the gradients that it finds on entry, of which there are none."""
+        name, traits = "gradients on entry", self.optimizer.traits
+        if not traits.closure or traits.gradients_on_entry:
+            return []
+        try:
+            same = _same(self._run(), self._run(as_if=Declared(self.optimizer, ("gradients_on_entry",))))
+        except Exception as error:  # noqa: BLE001  # it cannot have any: it uses none
+            detail = f"refused: {type(error).__name__}: {error}"
+            return [Check(name=name, verdict="recorded", detail=detail)]
+        if same:
+            return [Check(name=name, verdict="passed", detail="none are used, as torch's convention has it")]
+        detail = "its step uses gradients that it finds on entry, and step(closure) finds none"
+        remedy = "declare gradients_on_entry=True in its traits, if it is to be called after loss.backward()"
+        return [Check(name=name, verdict="recorded", detail=detail, remedy=remedy)]
 
     def _missing(self) -> Check:
         """What never gets a gradient stays."""

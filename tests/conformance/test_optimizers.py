@@ -14,7 +14,8 @@ from harness import kernels, system
 from harness.inspection import constructors
 from harness.interfaces import ParamGroup, WorkloadTraits
 from harness.machine import Constructor, Machine
-from harness.optimizers.construct import facts, set_lr
+from harness.optimizers.construct import facts
+from harness.rates import set_lr
 from harness.registry import OPTIMIZERS
 from harness.schedule import factor
 from harness.seeding import seed_generators

@@ -13,7 +13,8 @@ import torch
 from harness.interfaces import ParamGroup, WorkloadTraits
 from harness.machine import Accelerator, Machine
 from harness.optimizers.apex import OPTIMIZERS
-from harness.optimizers.construct import facts, set_lr
+from harness.optimizers.construct import facts
+from harness.rates import set_lr
 from harness.registry import OPTIMIZERS as ALL
 from harness.spec import RunSpec
 

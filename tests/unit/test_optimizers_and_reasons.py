@@ -17,9 +17,10 @@ from harness.interfaces import ParamGroup, WorkloadTraits
 from harness.machine import Accelerator, Constructor, Machine
 from harness.optimizers.algorithms import ALGORITHMS
 from harness.optimizers.composite import Composite
-from harness.optimizers.construct import construct, facts, json_safe, set_lr, torch_groups
+from harness.optimizers.construct import construct, facts, json_safe, torch_groups
 from harness.optimizers.custom import Custom
 from harness.optimizers.torch_native import CLASSES, FLAGS
+from harness.rates import set_lr
 from harness.registry import OPTIMIZERS
 from harness.spec import RunSpec
 
@@ -432,7 +433,7 @@ def test_options_come_from_the_probed_signature():
             "a:Bad": Constructor(error="ImportError: no a"),
         }
     )
-    assert Custom("a:B").options(probed) == {"beta": 0.9, "rank": None}
+    assert Custom("a:B").options(probed) == {"beta": 0.9, "rank": None, "groups": None}
     assert Custom("a:Open").options(probed) is None
     assert "--set optimizer.rank=" in Custom("a:B").unsupported(spec_of("a:B"), TRAITS, probed)
     ready = spec_of("a:B", optimizer_options={"rank": 3})

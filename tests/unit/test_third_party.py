@@ -12,9 +12,10 @@ from harness import system
 from harness.errors import InvalidInputError
 from harness.interfaces import ParamGroup, WorkloadTraits
 from harness.machine import Constructor
-from harness.optimizers.construct import facts, set_lr
+from harness.optimizers.construct import facts
 from harness.optimizers.pytorch_optimizer import KNOWN, UNFIT
 from harness.plan import out_of_tree
+from harness.rates import set_lr
 from harness.registry import OPTIMIZERS
 from harness.remedies import THIRD_PARTY
 from harness.spec import RunSpec
