@@ -11,7 +11,7 @@ from harness.errors import InvalidInputError, Problem
 from harness.spec import suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 DIGITS = "0123456789abcdefghijklmnopqrstuv"
 """Base 32 in the order of its characters (RFC 4648, section 7)."""
@@ -61,7 +61,7 @@ def match_id(word: str, ids: Sequence[str], kind: str) -> str:
     """
     if word == LATEST and ids:
         return ids[-1]
-    parts = (lambda each: each, without_kind, lambda each: each.rpartition("-")[2])
+    parts: tuple[Callable[[str], str], ...] = (str, without_kind, lambda each: each.rpartition("-")[2])
     tiers = ([each for each in ids if word and part(each).startswith(word)] for part in parts)
     found = next(filter(None, tiers), [])
     if len(found) == 1 or word in found:

@@ -253,7 +253,7 @@ class Store:
             return record
         if found.outcome == "incomplete" and _numbers(found) == _numbers(record):
             return record
-        known = {"verification": record.verification}
+        known: dict[str, object] = {"verification": record.verification}
         if not found.environment.hardware:
             known["environment"] = record.environment
         found = found.model_copy(update=known)
