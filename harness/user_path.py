@@ -15,6 +15,12 @@ def folder() -> Path:
     return Path(os.environ.get(VARIABLE) or Path.cwd())
 
 
+def roots(project: str) -> list[str]:
+    """Return the folders in which a project's packages are looked for: its own, and ``src`` in the src layout."""
+    inner = Path(project) / "src"
+    return [project, str(inner)] if inner.is_dir() and not (inner / "__init__.py").exists() else [project]
+
+
 def extend(otherwise: str | None = None) -> None:
     """Append ``$OPTBENCH_USER_PATH`` to ``sys.path``, so that a ``workloads/`` of the user's hides nothing.
 
@@ -24,6 +30,7 @@ def extend(otherwise: str | None = None) -> None:
         otherwise: the folder, where the variable is not set.
     """
     ours = str(Path(__file__).resolve().parents[1])
-    for folder in filter(None, [ours, os.environ.get(VARIABLE) or otherwise]):
-        if folder not in sys.path:
-            sys.path.append(folder)
+    users = os.environ.get(VARIABLE) or otherwise
+    for each in (ours, *(roots(users) if users else ())):
+        if each not in sys.path:
+            sys.path.append(each)

@@ -259,7 +259,10 @@ def _refuse_code_from_elsewhere(root: Path, names: Sequence[str] = ()) -> None:
 
 
 def import_roots(path: str) -> list[str]:
-    """Return the folders of a checkout in which packages are looked for: itself, and ``src`` in the src layout."""
+    """Return the folders in which a checkout's packages are looked for: its own, and ``src`` in the src layout.
+
+    As `harness.user_path.roots`, which an arm's checkout may not have.
+    """
     inner = Path(path) / "src"
     return [path, str(inner)] if inner.is_dir() and not (inner / "__init__.py").exists() else [path]
 

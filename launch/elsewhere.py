@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from harness import launching, user_path
 from harness.errors import OptbenchError
 from harness.store import Store
-from launch.baton import import_roots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +56,7 @@ def train(specs: Sequence[RunSpec], python: Path | None, path: Path | None) -> l
 
 def _settings(path: Path | None) -> dict[str, str]:
     """Return the environment in which that code is found before any that is installed."""
-    found = import_roots(str(path or Path(__file__).resolve().parents[1]))
+    found = user_path.roots(str(path or Path(__file__).resolve().parents[1]))
     rest = os.environ.get("PYTHONPATH")
     return {
         **launching.clean(os.environ),

@@ -21,8 +21,8 @@ CODE = f"""if True:
     sys.path = [each for each in sys.path if each not in ("", "{ROOT}")]
     from harness import user_path
     user_path.extend()
-    import mine, workloads
-    print(mine.__file__, workloads.__file__)
+    import mine, mine_in_src, workloads
+    print(mine.__file__, mine_in_src.__file__, workloads.__file__)
 """
 
 
@@ -30,6 +30,8 @@ def test_a_users_package_of_our_name_hides_nothing_in_an_editable_install(tmp_pa
     (tmp_path / "workloads").mkdir()
     (tmp_path / "workloads/__init__.py").write_text("raise RuntimeError('the user\\'s')")
     (tmp_path / "mine.py").touch()
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/mine_in_src.py").touch()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-P", "-c", CODE],
@@ -39,4 +41,5 @@ def test_a_users_package_of_our_name_hides_nothing_in_an_editable_install(tmp_pa
         text=True,
         check=False,
     )
-    assert done.stdout.split() == [str(tmp_path / "mine.py"), str(ROOT / "workloads/__init__.py")], done.stderr
+    found = [tmp_path / "mine.py", tmp_path / "src/mine_in_src.py", ROOT / "workloads/__init__.py"]
+    assert done.stdout.split() == list(map(str, found)), done.stderr
