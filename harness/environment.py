@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 GIT_TIMEOUT_S = 3.0
 
+PORCELAIN = r"# branch\.\w|[12u] \S{2} "
+"""How lines of ``git status --porcelain=v2`` begin; a wrapper of git may print others."""
+
 COMMAND = "OPTBENCH_COMMAND"
 """Carries the words of the command line that started the run, as a JSON list, to the ranks."""
 
@@ -217,7 +220,7 @@ def git_state(folder: Path) -> dict[str, JsonValue] | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    lines = done.stdout.splitlines()
+    lines = [line for line in done.stdout.splitlines() if re.match(PORCELAIN, line)]
     heads = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# branch."))
     commit, branch = heads.get("branch.oid"), heads.get("branch.head")
     return {

@@ -1,7 +1,7 @@
-"""The process that compiles DeepSpeed's kernels for `kernels.ensure`: ``PARENT DEVICE NAME…``.
+"""The process that compiles DeepSpeed's kernels for `kernels.ensure`: ``PARENT REPORT DEVICE NAME…``.
 
 It ends with PARENT, and finds in ``TORCH_EXTENSIONS_DIR`` the folder that all goes to. Builds run side by side,
-each in a process of its own; a line of JSON about each goes to standard output, all else to a log a kernel.
+each in a process of its own; a line of JSON about each goes to the descriptor REPORT, all else to a log a kernel.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _COMPILER_BYTES = 2 << 30
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def build(parent: int, device: str, names: Sequence[str]) -> None:
+def build(parent: int, report: int, device: str, names: Sequence[str]) -> None:
     """Build kernels, several at a time, until done or until the parent ends."""
     _die_with(parent)
-    report, folder = os.dup(1), Path(os.environ["TORCH_EXTENSIONS_DIR"])
-    os.dup2(2, 1)  # DeepSpeed talks while it is imported
+    os.set_inheritable(report, False)  # noqa: FBT003  # compilers must not hold it open
+    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
     with contextlib.suppress(Exception):  # once for all builds, each of which will say what is wrong
         importlib.import_module("deepspeed.ops.op_builder")
     waiting = [(name, device == "cpu") for name in names]
@@ -144,4 +144,4 @@ def _die_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    build(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    build(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])

@@ -293,23 +293,25 @@ def _build_elsewhere(
             filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")])
         ),
     }
-    command = [sys.executable, "-P", "-m", "harness.kernel_builder", str(os.getpid()), device, *names]
+    reading, writing = os.pipe()  # not standard output, to which whatever is imported may print
+    words = [str(os.getpid()), str(writing), device, *names]
     results: dict[str, str | None] = {}
     with (
+        os.fdopen(reading, encoding="utf-8") as reports,
         log.open("w", encoding="utf-8") as output,
         subprocess.Popen(
-            command,
+            [sys.executable, "-P", "-m", "harness.kernel_builder", *words],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=output,
-            text=True,
+            stdout=output,
+            stderr=subprocess.STDOUT,
             env=environment,
+            pass_fds=(writing,),
             process_group=0,  # with its compilers, so that all can be ended together
         ) as process,
     ):
-        assert process.stdout is not None, "a pipe was asked for"
         try:
-            for line in process.stdout:
+            os.close(writing)  # the builder's copy is the last: its end ends the reading
+            for line in reports:
                 name, error = _report(line, folder, announce)
                 results[name] = error
             process.wait()
@@ -329,7 +331,9 @@ def _report(line: str, folder: Path, announce: Callable[[str], None]) -> tuple[s
     if error is None:
         announce(f"Compiled {name} in {told['seconds']:.0f} s")
         return name, None
-    reason = f"DeepSpeed's kernel {name} could not be built: {error}; the compiler's output: {folder / name}.log"
+    log = folder / f"{name}.log"
+    output = f"; the compiler's output: {log}" if log.exists() else ""
+    reason = f"DeepSpeed's kernel {name} could not be built: {error}{output}"
     announce(reason)
     return name, reason
 

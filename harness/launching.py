@@ -57,6 +57,9 @@ BEGUN = "OPTBENCH_BEGUN"
 BEGIN_S = 60.0
 """How long a world on this machine may take until its first rank runs: torchrun imports torch before."""
 
+CONSEQUENCES = ("closed by peer", "Connection re", "Broken pipe")
+"""What ranks say whose peer is gone."""
+
 TAIL_LINES = 3
 
 
@@ -80,6 +83,21 @@ def announce(rank: int | str) -> None:
 def begun(folder: Path) -> bool:
     """Say whether a rank of the world that was given the folder runs."""
     return any(folder.glob("begun-*"))
+
+
+def announce_failure(rank: int | str, reason: str) -> None:
+    """Tell whoever started this rank why it ends: in a file, since anybody may write to its output."""
+    folder = os.environ.get(BEGUN)
+    if folder and Path(folder).is_dir():
+        (Path(folder) / f"failed-{rank}").write_text(reason, encoding="utf-8")
+
+
+def failure(folder: Path) -> str | None:
+    """Return the reason of the rank that failed first, if one has told; not that its peers were gone."""
+    told = sorted(folder.glob("failed-*"), key=lambda each: each.stat().st_mtime_ns)
+    reasons = [each.read_text(encoding="utf-8", errors="replace") for each in told]
+    causes = [each for each in reasons if not any(words in each for words in CONSEQUENCES)]
+    return next(iter(causes or reasons), None)
 
 
 def not_begun(

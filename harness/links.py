@@ -133,7 +133,9 @@ def _run(ranks: int, device: str, found: Path, log: Path, limit_s: float, base: 
             return f"not done after {limit_s:.0f} s"
         finally:
             _end(world)
-    return None if code == 0 else _why(log, code)
+    if code == 0:
+        return None
+    return _printable(launching.failure(found.parent) or _why(log, code))
 
 
 def _end(world: subprocess.Popen[bytes]) -> None:
@@ -150,7 +152,10 @@ def _why(log: Path, code: int) -> str:
     """Return the last error that the ranks wrote."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line.strip() for line in lines if "Error" in line and "ChildFailedError" not in line]
-    told = errors[0].partition("]:")[2].strip() or errors[0] if errors else f"torchrun ended with code {code}"
+    return errors[0].partition("]:")[2].strip() or errors[0] if errors else f"torchrun ended with code {code}"
+
+
+def _printable(told: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in told)[:300]
 
 
@@ -163,6 +168,14 @@ def bus_share(collective: Collective, ranks: int) -> float:
 def main(device_kind: str, found: Path) -> None:
     """Be one rank: time every collective at every size; rank 0 writes what came out."""
     joining.begin()
+    try:
+        _timed(device_kind, found)
+    except Exception as error:
+        launching.announce_failure(joining.number("RANK", 0), f"{type(error).__name__}: {error}")
+        raise
+
+
+def _timed(device_kind: str, found: Path) -> None:
     world = joining.join(device_kind)
     ranks, device = world.size, world.device
     rates = []

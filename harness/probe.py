@@ -1,6 +1,7 @@
 """Machine of this computer: asked of a subprocess that imports torch, kept in the cache until something changes.
 
-``python -m harness.probe [--target module:Class …] [--workload module:Class …]`` prints one `Machine` as JSON.
+``python -m harness.probe [--target module:Class …] [--workload module:Class …] [--out FILE]`` writes one `Machine`
+as JSON: to the file where one is named, which nothing that prints can spoil, else to standard output.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ DRIVERS = ("proc/driver/nvidia/version", "dev/nvidia*", "dev/kfd", "dev/dri/*", 
 
 
 class OutOfTree(BaseModel):
-    """What the subprocess prints when asked for out-of-tree code only."""
+    """What the subprocess answers when asked for out-of-tree code only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
@@ -147,7 +148,7 @@ def ask(expected: type[Answer], words: Sequence[str]) -> Answer:
     """Run the probe; what crashes or hangs it is left out in a second attempt and carries the reason.
 
     Args:
-        expected: what it prints.
+        expected: what it answers.
         words: its command line.
 
     Raises:
@@ -157,12 +158,12 @@ def ask(expected: type[Answer], words: Sequence[str]) -> Answer:
     reason, said = "", ""
     for _ in range(ATTEMPTS):
         blamed: list[str] = [f"{target}={why}" for target, why in skip.items()]
-        reason, printed, said = _run([*words, *_options("--skip", blamed)])
+        reason, answer, said = _run([*words, *_options("--skip", blamed)])
         if not reason:
             try:
-                return expected.model_validate_json(printed)
+                return expected.model_validate_json(answer)
             except ValidationError as error:
-                reason = f"printed no valid answer ({error.error_count()} errors)"
+                reason = f"gave no valid answer ({error.error_count()} errors)"
         culprit = _last_stage(said)
         if culprit is None or ":" not in culprit or culprit in skip:
             break  # torch itself, say: nothing that could be left out
@@ -178,18 +179,17 @@ def _options(option: str, values: Iterable[str]) -> list[str]:
 
 
 def _run(arguments: Sequence[str]) -> tuple[str, str, str]:
-    """Start one probe; return what went wrong (empty: nothing), standard output, standard error."""
-    words = [sys.executable, "-m", "harness.probe", *arguments]
+    """Start one probe; return what went wrong (empty: nothing), its answer, and all that was printed."""
     environment = {**launching.clean(os.environ), "PYTHONSAFEPATH": "1"}
     environment.setdefault(user_path.VARIABLE, str(Path.cwd()))
     with (
-        tempfile.TemporaryFile() as output,  # files, because a pipe stays open in whatever the probe leaves behind
-        tempfile.TemporaryFile() as errors,
+        tempfile.TemporaryDirectory(prefix="optbench-probe-") as folder,
+        tempfile.TemporaryFile() as printed,  # a pipe would stay open in whatever the probe leaves behind
         subprocess.Popen(
-            words,
+            [sys.executable, "-m", "harness.probe", "--out", str(Path(folder) / "answer.json"), *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=errors,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
         ) as process,
@@ -202,7 +202,11 @@ def _run(arguments: Sequence[str]) -> tuple[str, str, str]:
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)  # a compiler it started, an import that hangs
-        return reason, _text(output), _text(errors)
+        try:
+            answer = (Path(folder) / "answer.json").read_text(encoding="utf-8")
+        except OSError:
+            answer = ""
+        return reason, answer, _text(printed)
 
 
 def _ended(status: int) -> str:
@@ -222,7 +226,8 @@ def _text(file: Any) -> str:
 def _last_stage(said: str) -> str | None:
     from harness.inspection import STAGE  # only a failed probe needs it
 
-    stages = [line.removeprefix(STAGE) for line in said.splitlines() if line.startswith(STAGE)]
+    # What another wrote without an end of line may stand before it.
+    stages = [line.rpartition(STAGE)[2] for line in said.splitlines() if STAGE in line]
     return stages[-1].strip() if stages else None
 
 
@@ -280,12 +285,15 @@ def _stamp(path: Path | str | None) -> list[JsonValue]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Inspect this machine and print the answer; everything else that is written goes to standard error."""
-    parser = argparse.ArgumentParser(prog="python -m harness.probe", description=__doc__.splitlines()[0])
+    """Inspect this machine and write the answer; everything else that is written goes to standard error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.probe", description="Ask what can run on this machine."
+    )
     parser.add_argument("--target", action="append", default=[], help="module:Class of an optimizer")
     parser.add_argument("--workload", action="append", default=[], help="module:Class of a workload")
     parser.add_argument("--skip", action="append", default=[], help="target=reason: don't import it")
     parser.add_argument("--only", action="store_true", help="look at the targets and workloads alone")
+    parser.add_argument("--out", type=Path, help="write the answer there instead of printing it")
     words = parser.parse_args(arguments)
     skip = {target: reason for target, _, reason in (word.partition("=") for word in words.skip)}
     with _standard_output() as output, collection_paused():
@@ -300,7 +308,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         else:
             answer = inspection.machine(words.target, words.workload, skip)
-        output.write(f"{answer.model_dump_json()}\n")
+        text = f"{answer.model_dump_json()}\n"
+        if words.out is not None:
+            words.out.write_text(text, encoding="utf-8")
+        else:
+            output.write(text)
 
 
 @contextlib.contextmanager

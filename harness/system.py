@@ -163,6 +163,7 @@ def _said_version(path: str) -> str | None:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    telling = [line for line in lines if "release" in line] or lines  # nvcc names itself first, its release later
+    # nvcc names itself first, its release later; a wrapper may print lines of its own.
+    lines = [line.strip() for line in done.stdout.splitlines() if re.search(r"\d+\.\d", line)]
+    telling = [line for line in lines if "release" in line] or lines
     return telling[0] if telling else None

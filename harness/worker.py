@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank; return its exit code: 0 done, 1 the run ended otherwise, 2 the words given are wrong."""
-    parser = argparse.ArgumentParser(prog="harness.worker", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="harness.worker", description="One rank of one run.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("plan", nargs="?", type=Path, help="a file that optbench plan --write wrote")
     source.add_argument("--prepared", type=Path, help="a run's folder, prepared by the launcher")
@@ -355,7 +355,7 @@ MAX_REASON = 1000
 def shown(text: str) -> str:
     """Return a message in one line of printable characters, shortened: a table shows it."""
     line = "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
-    return line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}… (see the rank's log)"
+    return line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}… (shortened)"
 
 
 def _place(error: BaseException) -> str:

@@ -26,6 +26,7 @@ import math
 import mmap
 import os
 import random
+import re
 import resource
 import signal
 import socket
@@ -340,7 +341,8 @@ def _commit(root: Path) -> str | None:
         done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    found = [line for line in done.stdout.splitlines() if re.fullmatch(r"[0-9a-f]{7,64}(-dirty)?", line)]
+    return found[-1] if found else None  # a wrapper of git may print lines of its own
 
 
 def _strategy(name: str) -> Any:

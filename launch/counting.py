@@ -100,7 +100,9 @@ def _read(jobs: Sequence[Job], folder: Path, code: int, log: Path) -> list[Measu
     lines = [file.read_text(encoding="utf-8").splitlines() if file.exists() else [] for file in files]
     done = min(len(each) for each in lines)
     if done < len(jobs):
-        raise OptbenchError(f"counting {_name(jobs[done].spec)}: the ranks ended with code {code}{_last(log)}")
+        why = launching.failure(folder)
+        told = f": {why}" if why is not None else _last(log)
+        raise OptbenchError(f"counting {_name(jobs[done].spec)}: the ranks ended with code {code}{told}")
     try:
         ranks = [[RankResult.model_validate_json(line) for line in each] for each in lines]
     except ValidationError as error:

@@ -46,11 +46,11 @@ def train(specs: Sequence[RunSpec], python: Path | None, path: Path | None) -> l
             )
         except OSError as error:
             raise OptbenchError(f"{python}: cannot be started: {error.strerror}") from error
-        ids = _run_ids(done.stdout)
+        store = Store(results)
+        ids = _run_ids(store)
         if len(ids) != len(specs):
             told = " | ".join(done.stderr.strip().splitlines()[-3:])
             raise OptbenchError(f"{path or python or 'this checkout'}: ended with code {done.returncode}: {told}")
-        store = Store(results)
         return [store.read(each) for each in ids]
 
 
@@ -65,11 +65,11 @@ def _settings(path: Path | None) -> dict[str, str]:
     }
 
 
-def _run_ids(printed: str) -> list[str]:
-    try:
-        return [row["run_id"] for row in json.loads(printed)["runs"]]
-    except (ValueError, KeyError, TypeError):
-        return []
+def _run_ids(store: Store) -> list[str]:
+    """Return the runs of the only sweep in a store, in its order; what was printed may hold strangers' lines."""
+    sweeps = store.sweep_ids()
+    found = store.read_sweep(sweeps[-1]).run_ids if sweeps else ()
+    return [each for each in found if each is not None]
 
 
 def written(specs: Sequence[RunSpec]) -> str:

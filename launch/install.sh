@@ -6,12 +6,16 @@
 
 say() { printf '%s\n' "$*" >&2; }
 
+# What a Python is asked comes through descriptor 3: whatever it imports at its start may print.
+asked() { "$@" 3>&1 1>&2; }
+
 active_torch() { # the version of the active Python's torch when it is 2.9 or later, else nothing
-    "$1" - <<'PY' 2>/dev/null || true
+    asked "$1" - <<'PY' 2>/dev/null || true
 import importlib.metadata
+import os
 version = importlib.metadata.version("torch")
 if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) >= (2, 9):
-    print(version)
+    os.write(3, version.encode())
 PY
 }
 
@@ -21,7 +25,7 @@ find_python() { # the active Python, but not our own environment's
         [ -n "$candidate" ] || continue
         candidate=$(command -v "$candidate") || continue
         case $candidate in "$PWD/.venv/"*) continue ;; esac
-        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$candidate"; return; }
+        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$candidate"; return; }
     done
     say "optbench needs Python 3.11 or later on PATH (or PYTHON=/path/to/python3)."
     return 1
@@ -31,7 +35,7 @@ install_optbench() { # $1: extras, deepspeed or deepspeed,dev
     local python torch made wanted stamp=".venv/.installed-$1"
     python=$(find_python) || return 1
     torch=$(active_torch "$python")
-    made="$("$python" -c 'import sys; print(sys.executable, sys.version)') torch=$torch in $PWD"
+    made="$(asked "$python" -c 'import os, sys; os.write(3, f"{sys.executable} {sys.version}".encode())') torch=$torch in $PWD"
     wanted="$made extras=$1 $(cat pyproject.toml constraints.txt | cksum)"
     if [ -x .venv/bin/optbench ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
     rm -f "$stamp"
@@ -49,8 +53,10 @@ install_optbench() { # $1: extras, deepspeed or deepspeed,dev
     if [ -n "$torch" ]; then
         say "Using torch $torch of $python as it is."
         # The active interpreter's own folders, after those of .venv.
-        "$python" -c 'import sys; print("\n".join(p for p in sys.path if p.endswith("-packages")))' \
-            >"$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+        asked "$python" -c \
+            'import os, sys; os.write(3, "\n".join([p for p in sys.path if p.endswith("-packages")] + [""]).encode())' \
+            >"$(asked .venv/bin/python -c \
+                'import os, sysconfig; os.write(3, sysconfig.get_path("purelib").encode())')/borrowed.pth"
         constraints=.venv/constraints.txt
         echo "torch==$torch" >"$constraints"
     fi

@@ -210,7 +210,7 @@ def run(
     if code is None:
         return Ended(
             "timed_out",
-            f"not done after timeout_s = {spec.timeout_s:g}; the ranks' stacks are in {folder / 'log'}",
+            f"not done after timeout_s = {spec.timeout_s:g}{_stacks(folder / 'log')}",
             rank_files_first=False,
         )
     return _ended(code, spec.world_size or 1, folder, kills_before)
@@ -315,10 +315,10 @@ def _torchrun_ended(code: int, text: str, log: Path, began: bool, kernel_killed:
         return Ended("out_of_memory", f"the kernel killed torchrun for memory; {SMALLER}")
     if code < 0 or told:
         number = -code if code < 0 else int(told[-1])
-        return Ended("failed", f"torchrun was ended by {signal.Signals(number).name}, sent from outside")
+        return Ended("failed", f"torchrun was ended by {_signal(number)}, sent from outside")
     last = " | ".join(line.strip() for line in text.strip().splitlines()[-3:])
     when = "" if began else " before a rank began"
-    return Ended("failed", f"torchrun exited with {code}{when}: {last}; see {log}")
+    return Ended("failed", f"torchrun exited with {code}{when}: {last}{_see(log)}")
 
 
 def _death(rank: int, exit_code: int, log: Path, kernel_killed: bool) -> tuple[Outcome, str]:  # noqa: FBT001  # one caller
@@ -326,10 +326,43 @@ def _death(rank: int, exit_code: int, log: Path, kernel_killed: bool) -> tuple[O
     if exit_code == -signal.SIGKILL and kernel_killed:
         return "out_of_memory", f"the kernel killed rank {rank} for memory; {SMALLER}"
     if exit_code == NO_SPACE_EXIT_CODE:
-        return "failed", f"rank {rank} could not write its results: {_last_line(log)}"
+        return "failed", f"rank {rank} could not write its results{_last_line(log)}"
     if exit_code < 0:
-        return "failed", f"rank {rank} was killed by {signal.Signals(-exit_code).name}; see {log}"
-    return "failed", f"rank {rank} exited with {exit_code}; see {log}"
+        return "failed", f"rank {rank} was killed by {_signal(-exit_code)}{_see(log)}"
+    return "failed", f"rank {rank} exited with {exit_code}{_see(log)}"
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+STACKS = b"most recent call first"
+"""What faulthandler writes above the stack of each thread."""
+
+
+def _stacks(logs: Path) -> str:
+    """Return where ranks wrote their stacks; that they wrote none, where they did not."""
+    held = [log.name for log in sorted(logs.glob("rank-*.log")) if STACKS in log.read_bytes()]
+    return f"; the ranks' stacks are in {logs}: {', '.join(held)}" if held else "; no rank wrote its stacks"
+
+
+RAISED = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)$", re.MULTILINE)
+"""The last line of a traceback."""
+
+
+def _see(log: Path) -> str:
+    """Point to a log that holds something; else tell what the log of the whole world holds of an exception."""
+    if log.exists() and log.stat().st_size:
+        return f"; see {log}"
+    shared = log.with_name("torchrun.log")
+    if not shared.exists():
+        return "; it left no log"
+    text = shared.read_text(encoding="utf-8", errors="replace")
+    raised = [line for line in RAISED.findall(text) if "ChildFailedError" not in line]
+    return f": {raised[0][:300]}; see {shared}" if raised else f"; see {shared}"
 
 
 def _rose(before: int | None) -> bool:
@@ -340,5 +373,6 @@ def _rose(before: int | None) -> bool:
 def _last_line(log: Path) -> str:
     with contextlib.suppress(OSError):
         lines = log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"see {log}"
-    return f"see {log}"
+        if lines:
+            return f": {lines[-1]}"
+    return _see(log)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness import contract
+from harness import contract, launching
 from harness import world as ranks
 from harness.counts.compiling import Compilations
 from harness.counts.model import Job, RankResult
@@ -50,7 +50,7 @@ LAST_WORD_S = 3
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Count every job, together with the other ranks; end at one that fails."""
-    parser = argparse.ArgumentParser(prog="harness.counts.rank", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="harness.counts.rank", description="One rank that counts.")
     parser.add_argument("jobs", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args(arguments)
@@ -60,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for job in jobs:
         try:
             result = counted(job, ranks.enter(job.spec))
-        except Exception:  # noqa: BLE001  # whatever the code under test raises: the log tells
+        except Exception as error:  # noqa: BLE001  # whatever the code under test raises is told
             traceback.print_exc()
+            launching.announce_failure(ranks.number("RANK", 0), f"{type(error).__name__}: {error}")
             time.sleep(LAST_WORD_S)
             return 1
         path = options.out / f"rank-{ranks.number('RANK', 0)}.jsonl"

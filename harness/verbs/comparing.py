@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,14 +94,19 @@ def _missing_packages(arm: Arm) -> list[str]:
     """Return which of the packages that an arm needs its interpreter cannot find."""
     brings_its_own = arm.path is not None and (Path(arm.path) / "harness").is_dir()
     names = ["torch", "pydantic", *([] if brings_its_own else ["harness"])]
-    code = f"import importlib.util as u; print(*[n for n in {names!r} if u.find_spec(n) is None])"
-    try:
-        done = subprocess.run(
-            [str(arm.python), "-P", "-c", code], capture_output=True, text=True, timeout=60, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ["a working Python 3.11 or later"]
-    return done.stdout.split()
+    code = (
+        "import importlib.util as u, pathlib, sys; "
+        f"missing = [n for n in {names!r} if u.find_spec(n) is None]; "
+        "pathlib.Path(sys.argv[1]).write_text(' '.join(missing))"
+    )
+    with tempfile.TemporaryDirectory(prefix="optbench-arm-") as folder:
+        answer = Path(folder) / "missing"
+        try:
+            words = [str(arm.python), "-P", "-c", code, str(answer)]
+            subprocess.run(words, capture_output=True, timeout=60, check=True)
+            return answer.read_text(encoding="utf-8").split()
+        except (OSError, subprocess.SubprocessError):
+            return ["a working Python 3.11 or later"]
 
 
 def build_kernels(cells: Sequence[Cell], built: Kernels) -> None:

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make every proof asked for; a failure becomes a line."""
-    parser = argparse.ArgumentParser(prog="harness.verification.prove", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="harness.verification.prove", description="Make proofs over plain tensors, one after the other."
+    )
     parser.add_argument("jobs", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args(arguments)

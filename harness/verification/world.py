@@ -42,7 +42,10 @@ LAST_WORD_S = 3
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make every proof asked for, with the other ranks; end the world at one that failed."""
-    parser = argparse.ArgumentParser(prog="harness.verification.world", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="harness.verification.world",
+        description="Make proofs inside real engines, one after the other, in one world of ranks.",
+    )
     parser.add_argument("jobs", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args(arguments)

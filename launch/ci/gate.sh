@@ -25,7 +25,8 @@ invalid() { # $1: why there is nothing to hold the change against
     exit 4
 }
 
-base=$(git merge-base "$base_ref" "${HEAD_REF:-HEAD}") ||
+# Of what git prints the commit: a wrapper of it may print lines of its own.
+base=$(git merge-base "$base_ref" "${HEAD_REF:-HEAD}" | grep -xE '[0-9a-f]{40,64}' | tail -n 1) ||
     invalid "No merge base with $base_ref: fetch the whole history (fetch-depth: 0), or set BASE_REF."
 git worktree prune
 if [ -e ../base ]; then

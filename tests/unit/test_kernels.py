@@ -54,6 +54,8 @@ def compiler(tmp_path, monkeypatch):
         path.write_text(COMPILER.format(before=before, python=sys.executable))
         path.chmod(0o755)
         monkeypatch.setenv("CXX", str(path))
+        (tmp_path / "sitecustomize.py").write_text("print('what is printed breaks nothing')\n")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     return install
 
