@@ -10,15 +10,16 @@ ROOT = Path(__file__).parents[2]
 
 PYTHON = r"""#!/bin/sh
 # A Python called {name} whose torch is {torch}; `-m venv` copies it, `-m pip install` makes the command.
+echo a sitecustomize of {name} prints a line
 case "$*" in
   "-m venv --clear .venv") rm -rf .venv; mkdir -p .venv/bin .venv/site; cp "$0" .venv/bin/python ;;
   "-m pip --version") ;;
   "-m pip install"*) echo "$*" >>installed; touch .venv/bin/optbench ; chmod +x .venv/bin/optbench ;;
-  *executable*) echo {name} ;;
-  *purelib*) echo .venv/site ;;
-  *-packages*) echo /{name}/site-packages ;;
+  *executable*) echo {name} >&3 ;;
+  *purelib*) printf %s .venv/site >&3 ;;
+  *-packages*) echo /{name}/site-packages >&3 ;;
   *version_info*) ;;
-  -) echo {torch} ;;
+  -) printf %s "{torch}" >&3 ;;
 esac
 """
 
