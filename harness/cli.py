@@ -25,6 +25,7 @@ from harness.verbs.console import (
     exit_code,
     output,
     print_json,
+    tell,
 )
 
 if TYPE_CHECKING:
@@ -177,15 +178,18 @@ def plan(
             raise InvalidInputError([Problem("--matrix", "takes neither sweeps nor --write", "leave them out")])
         _print_matrix(axes, settings or [], machine_file, as_json=as_json)
         return
-    specs = options.read(sweeps or [], axes, settings or []).runs
+    asked = options.read(sweeps or [], axes, settings or [])
+    specs = asked.runs
     found = here.plan(specs, here.machine(machine_file, specs), everything=machine_file is not None)
     files = write_cells(found, write) if write is not None else {}
     if as_json:
         cells = [{**cell.model_dump(mode="json"), "command": command_line(cell, files)} for cell in found.cells]
-        print_json({"cells": cells, "entry_points": here.faults()})
+        print_json({"cells": cells, "lists": asked.notes, "entry_points": here.faults()})
     else:
         output.print(table(found))
         here.print_faults(output)
+        for note in asked.notes:
+            output.print(note, soft_wrap=True, markup=False)
         for line in command_lines(found, files):  # not wrapped: they are to be copied
             output.print(line, soft_wrap=True, markup=False)
 
@@ -270,6 +274,8 @@ def run(
         log = store.resume_sweep(sweep_id)
     else:
         sweep = options.read(sweeps or [], axes, settings or [])
+        for note in sweep.notes:
+            tell(note)
         store.check_writable()
         machine = here.machine(None, sweep.runs)
         found = here.plan(sweep.runs, machine)

@@ -166,7 +166,6 @@ def gate(
     """Say whether anything got worse: counts, drift, speed, memory, convergence, correctness; one verdict."""
     from harness.gating.file import load
     from harness.gating.model import EXIT_CODES
-    from harness.plan import name_checks
     from harness.reports import gate as report
     from harness.store import Store
     from harness.verbs import baselines, gating
@@ -176,7 +175,7 @@ def gate(
     with gathered(problems):
         here.refuse_unwritable("--markdown", markdown)
     with gathered(problems):
-        asked = load(file, name_checks())
+        asked = load(file, options.names())
     refuse(problems)
     store = Store(results)
     specs = [cell.spec for cell in asked.cells]

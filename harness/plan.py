@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -10,16 +11,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harness import precision
 from harness.errors import InvalidInputError, Problem
 from harness.interfaces import Target, WorkloadSize, WorkloadTraits
-from harness.registry import OPTIMIZERS, STRATEGIES, WORKLOADS, static_traits, strategy
-from harness.spec import OPTION_TABLES, RunSpec, suggest
-from harness.targets import is_target
+from harness.machine import Machine
+from harness.registry import COLLECTORS, OPTIMIZERS, STRATEGIES, WORKLOADS, static_traits, strategy
+from harness.spec import OPTION_TABLES, NameChecks, RunSpec, suggest
+from harness.targets import NAME_IT, constructor_defaults, is_target, located
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
-    from pathlib import Path
+
+    from pydantic import JsonValue
 
     from harness.interfaces import Optimizer, Strategy
-    from harness.machine import Machine
 
 PLAN_SCHEMA_VERSION = 1
 
@@ -65,16 +67,76 @@ class Plan(BaseModel):
         return sorted(able, key=lambda cell: bool(cell.kernels))
 
 
-def name_checks() -> dict[str, Any]:
-    """Return what `harness.spec.expand` asks about names, by field."""
-    from harness.registry import COLLECTORS
+class Names(NameChecks):
+    """What `harness.spec` asks about names, answered from the registries.
 
-    return {
-        "workload": WORKLOADS.remedy,
-        "optimizer": OPTIMIZERS.remedy,
-        "strategy": STRATEGIES.remedy,
-        "collectors": COLLECTORS.remedy,
-    }
+    Args:
+        probe: asked about optimizers and workloads out of tree (targets of either) whose source does not tell.
+    """
+
+    def __init__(self, probe: Callable[[Sequence[str], Sequence[str]], Machine] | None = None) -> None:
+        super().__init__(
+            {
+                "workload": WORKLOADS.remedy,
+                "optimizer": OPTIMIZERS.remedy,
+                "strategy": STRATEGIES.remedy,
+                "collectors": COLLECTORS.remedy,
+            }
+        )
+        self._probe = probe
+
+    def locate(self, cell: Mapping[str, Any], *folders: Path) -> dict[str, Any]:
+        """Return the fields with the files that they name made absolute.
+
+        A relative path begins in the first of the folders, or in the current one, that has the file.
+        """
+        places = (*folders, Path.cwd())
+        found = dict(cell)
+        for field in self.keys() & cell.keys():
+            value = cell[field]
+            if isinstance(value, str):
+                found[field] = located(value, *places)
+            elif isinstance(value, (list, tuple)):
+                found[field] = [located(each, *places) if isinstance(each, str) else each for each in value]
+        return found
+
+    def defaults(self, word: str, name: str) -> Mapping[str, JsonValue] | None:
+        """Return the options of a workload, optimizer or strategy with their defaults; None: nothing is known."""
+        if self[word](name) is not None:
+            return None  # it is reported
+        try:
+            if word == "strategy":
+                return strategy(name).options
+            return self._workload(name) if word == "workload" else self._optimizer(name)
+        except InvalidInputError:  # of code out of tree; the plan tells
+            return None
+
+    def _workload(self, name: str) -> Mapping[str, JsonValue] | None:
+        static = _static(name)
+        if static is not None or self._probe is None:
+            return None if static is None else static.options
+        return workload_traits(name, self._probe([], [WORKLOADS.target(name)])).options
+
+    def _optimizer(self, name: str) -> Mapping[str, JsonValue] | None:
+        optimizer = OPTIMIZERS.get(name)
+        source = constructor_defaults(optimizer.target) if is_target(name) else None
+        known = source or optimizer.options(NOT_PROBED)
+        if known or self._probe is None:
+            return known
+        return optimizer.options(self._probe([optimizer.target], [])) or {}
+
+
+NOT_PROBED = Machine(hostname="", system="", cpu="", cores=1, memory_bytes=0, python="", torch=None)
+"""Asked about the options that an optimizer has on any machine."""
+
+
+def name_checks(probe: Callable[[Sequence[str], Sequence[str]], Machine] | None = None) -> Names:
+    """Return what `harness.spec.expand` asks about names.
+
+    Args:
+        probe: see `Names`.
+    """
+    return Names(probe)
 
 
 def out_of_tree(specs: Sequence[RunSpec]) -> tuple[list[str], list[str]]:
@@ -102,7 +164,7 @@ def workload_traits(name: str, machine: Machine | None = None) -> WorkloadTraits
         raise InvalidInputError([Problem(f"workload {name}", "was not probed", "run without --machine")])
     if "error" in found:
         raise InvalidInputError(
-            [Problem(f"workload {name}", str(found["error"]), "check the module's name and the current folder")]
+            [Problem(f"workload {name}", str(found["error"]), f"check module and class; {NAME_IT}")]
         )
     try:
         return WorkloadTraits.model_validate(found)

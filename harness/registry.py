@@ -174,7 +174,7 @@ def strategy(name: str) -> Strategy:
         return found
     loaded, reason = guarded(functools.partial(_constructed, target))
     if reason is not None:
-        remedy = "check module and class; start from the folder that holds the module, or install its package"
+        remedy = f"check module and class; {targets.NAME_IT}"
         raise InvalidInputError([Problem(f"strategy {name}", f"cannot be used: {reason}", remedy)])
     lacking = plugin_checks.strategy_problem(loaded)
     if lacking is not None:

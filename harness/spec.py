@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import math
 import tomllib
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
@@ -43,7 +45,7 @@ class RunSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, strict=True)
 
     workload: str
-    """A registered name, or ``package.module:Class``."""
+    """A registered name, ``package.module:Class``, or ``file.py:Class`` with an absolute path."""
     size: str | None = None
     """One of the workload's named sizes; None: its default."""
     data: str | None = None
@@ -51,7 +53,7 @@ class RunSpec(BaseModel):
     workload_options: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments of the workload beside size and data."""
     optimizer: str
-    """``algorithm/implementation``, or ``package.module:Class``."""
+    """``algorithm/implementation``, ``package.module:Class``, or ``file.py:Class`` with an absolute path."""
     optimizer_options: dict[str, JsonValue] = Field(default_factory=dict)
     """Hyperparameters, by the names of the algorithm's native class; lr has a field of its own."""
     strategy: str = "single"
@@ -149,6 +151,27 @@ class Sweep(BaseModel):
 
     name: str
     runs: tuple[RunSpec, ...]
+    notes: tuple[str, ...] = ()
+    """What was made of lists of options, in words."""
+
+
+class NameChecks(dict[str, "Callable[[str], str | None]"]):
+    """What is asked about names: by field, what is wrong with a name in it, or None. `harness.plan` knows more."""
+
+    def __init__(self, checks: Mapping[str, Callable[[str], str | None]] = MappingProxyType({})) -> None:
+        super().__init__(checks)
+        self.notes: list[str] = []
+        """What was made of lists of options."""
+
+    def locate(self, cell: Mapping[str, Any], *folders: Path) -> dict[str, Any]:
+        """Return the raw fields with files that they name made absolute; relative ones begin in the folders."""
+        del folders
+        return dict(cell)
+
+    def defaults(self, word: str, name: str) -> Mapping[str, JsonValue] | None:
+        """Return the options of a workload, optimizer or strategy with their defaults; None: nothing is known."""
+        del word, name
+        return None
 
 
 def suggest(word: str, known: Sequence[str]) -> str | None:
@@ -164,6 +187,8 @@ def parse_assignment(text: str) -> tuple[tuple[str, ...], JsonValue]:
 
     The value is TOML, or else a bare word.
 
+    Values with commas between them are a list: ``0,0.1`` is ``[0, 0.1]``.
+
     Raises:
         InvalidInputError: without ``=``, or with an empty key.
     """
@@ -171,14 +196,40 @@ def parse_assignment(text: str) -> tuple[tuple[str, ...], JsonValue]:
     key = key.strip()
     if not equals or not key:
         raise InvalidInputError([Problem(f"--set {text}", "expected key=value", "write --set lr=0.01")])
-    try:
-        parsed: JsonValue = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
+    parts = [_word(part) for part in listed(value)]
+    parsed = parts[0] if len(parts) == 1 else parts
     head, dot, option = key.partition(".")
     if dot and head in OPTION_TABLES:
         return (OPTION_TABLES[head], *option.split(".")), parsed
     return tuple(key.split(".")), parsed
+
+
+def _word(text: str) -> JsonValue:
+    """Read a value as TOML, or else as the bare word that it is."""
+    try:
+        parsed: JsonValue = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+    return parsed
+
+
+def listed(text: str) -> list[str]:
+    """Return what stands between commas, but for those in quotes and brackets: ``[1,2],[3,4]`` is two texts."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character in "[{(":
+            depth += 1
+        elif character in "]})":
+            depth -= 1
+        if character == "," and depth <= 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts if all(part.strip() for part in parts) else [text]
 
 
 def override(cell: Mapping[str, Any], path: tuple[str, ...], value: JsonValue) -> dict[str, Any]:
@@ -196,8 +247,9 @@ def expand(
 ) -> tuple[RunSpec, ...]:
     """Multiply out the lists of each raw cell and validate every product.
 
-    A list in a scalar field is an axis: ``optimizer = ["adamw/foreach", "adamw/fused"]`` gives two runs.
-    The last axis of a cell, in the order written, varies fastest.
+    A list in a scalar field is an axis: ``optimizer = ["adamw/foreach", "adamw/fused"]`` gives two runs. So is a
+    list in an option, unless the option's default is a list: then a flat list is one value, and a list of lists is
+    an axis. The last axis of a cell, in the order written, varies fastest.
 
     Args:
         cells: where each cell stands (file and path) and its raw fields.
@@ -206,27 +258,101 @@ def expand(
     Raises:
         InvalidInputError: with every problem of every cell.
     """
+    names = checks if isinstance(checks, NameChecks) else NameChecks(checks)
     problems: list[Problem] = []
     specs: list[RunSpec] = []
     for where, cell in cells:
-        problems += _name_problems(where, cell, checks)
-        axes = {k: v if isinstance(v, list) and _is_axis(k) else [v] for k, v in cell.items()}
-        empty = [f"{where}.{key}" for key, values in axes.items() if not values]
+        problems += _name_problems(where, cell, names)
+        products, empty = _products(cell, names)
         problems += [
-            Problem(place, "an empty list names no run", "give at least one value, or leave it out")
+            Problem(f"{where}.{place}", "an empty list names no run", "give at least one value, or leave it out")
             for place in empty
         ]
-        axes = {key: values for key, values in axes.items() if values}  # so that the cell's other errors show too
+        empty = {f"{where}.{place}" for place in empty}
         found: dict[Problem, None] = {}  # one entry, though every product of the cell repeats it
-        for values in itertools.product(*axes.values()):
+        for product in products:
             try:
-                specs.append(RunSpec.model_validate(dict(zip(axes, values, strict=True))))
+                specs.append(RunSpec.model_validate(product))
             except ValidationError as error:
                 found |= dict.fromkeys(each for each in _problems(where, error) if each.where not in empty)
         problems += found
     if problems:
         raise InvalidInputError(list(dict.fromkeys(problems)))
     return tuple(specs)
+
+
+Place = tuple[str, ...]
+
+
+def _products(cell: Mapping[str, Any], names: NameChecks) -> tuple[list[dict[str, Any]], set[str]]:
+    """Return the products of a cell's axes in order, and the places of empty lists, which are left out.
+
+    Which options are axes depends on whose they are: on the workload, optimizer and strategy of each product.
+    """
+    axes = {(key,): value for key, value in cell.items() if isinstance(value, list) and _is_axis(key)}
+    empty = {key for (key,), value in axes.items() if not value}
+    cell = {key: value for key, value in cell.items() if key not in empty}  # its other errors show, too
+    whose = [(word,) for word in OPTION_TABLES if (word,) in axes and word not in empty]
+    places = [place for key, value in cell.items() for place in _places(key, value)]
+    found: list[tuple[list[int], dict[str, Any]]] = []
+    for chosen in itertools.product(*(enumerate(axes[place]) for place in whose)):
+        one = {place: (index, value) for place, (index, value) in zip(whose, chosen, strict=True)}
+        named = {**cell, **{place[0]: value for place, (_, value) in one.items()}}
+        values = {place: [(0, _value(named, place))] for place in places}
+        values |= {place: list(enumerate(value)) for place, value in axes.items() if place in values}
+        values |= {place: list(enumerate(value)) for place, value in _option_axes(named, names).items()}
+        values |= {place: [each] for place, each in one.items()}
+        empty |= {".".join(place) for place, value in values.items() if not value}
+        values = {place: value or [(0, [])] for place, value in values.items()}
+        for product in itertools.product(*values.values()):
+            made = dict(named)
+            for place, (_, value) in zip(values, product, strict=True):
+                made = override(made, place, value)
+            found.append(([index for index, _ in product], made))
+    return [made for _, made in sorted(found, key=lambda each: each[0])], empty
+
+
+def _places(key: str, value: Any) -> list[Place]:
+    """Return the paths of a field's values: of a table of options one for each."""
+    if key in OPTION_TABLES.values() and isinstance(value, dict) and value:
+        return [(key, option) for option in value]
+    return [(key,)]
+
+
+def _value(cell: Mapping[str, Any], place: Place) -> Any:
+    found: Any = cell
+    for key in place:
+        found = found[key]
+    return found
+
+
+def _option_axes(cell: Mapping[str, Any], names: NameChecks) -> dict[Place, list[Any]]:
+    """Return the options that several values are given for, and note what was made of each list."""
+    axes: dict[Place, list[Any]] = {}
+    for word, table in OPTION_TABLES.items():
+        options, name = cell.get(table), cell.get(word, RunSpec.model_fields[word].default)
+        lists = {k: v for k, v in options.items() if isinstance(v, list)} if isinstance(options, dict) else {}
+        defaults = names.defaults(word, name) if lists and isinstance(name, str) else None
+        for option, value in lists.items() if defaults is not None else ():
+            default = (defaults or {}).get(option)
+            what = f"{word}.{option} = {json.dumps(value)}"
+            if multiplies(value, default):
+                axes[table, option] = value
+                note = f"{what}: {len(value)} value{'' if len(value) == 1 else 's'}, a run for each"
+            else:
+                note = f"{what}: one value, as its default {json.dumps(default)} is a list"
+            if note not in names.notes:
+                names.notes.append(note)
+    return axes
+
+
+def multiplies(value: JsonValue, default: JsonValue) -> bool:
+    """Say whether an option's list is several values: it is nested deeper than the option's default."""
+    return isinstance(value, list) and _depth(value) > _depth(default)
+
+
+def _depth(value: JsonValue) -> int:
+    return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0
 
 
 def load_sweep(
@@ -260,24 +386,25 @@ def load_sweep(
         problems.append(Problem(f"{path}: runs", "the sweep names no run", "add a [[runs]] table for each"))
         runs = []
     cells = []
+    names = checks if isinstance(checks, NameChecks) else NameChecks(checks)
     for index, run in enumerate(runs):
-        cell = merge(defaults, run)
+        cell = names.locate(merge(defaults, run), path.absolute().parent)
         for key, value in overrides:
             cell = override(cell, key, value)
         cells.append((f"{path}: runs[{index}]", cell))
     specs: tuple[RunSpec, ...] = ()
     try:
-        specs = expand(cells, checks)
+        specs = expand(cells, names)
     except InvalidInputError as error:
         problems += error.problems
     if problems:
         raise InvalidInputError(problems)
-    return Sweep(name=name, runs=specs)
+    return Sweep(name=name, runs=specs, notes=tuple(names.notes))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a mark first
     except OSError as error:
         raise InvalidInputError([Problem(str(path), f"cannot be read: {error.strerror}")]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -15,13 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import TextIO
 
 SUFFIX = ".py"
 
 KEPT = 600
 """Characters that are kept of what a module prints before it ends the process."""
+
+
+INSTALL_IT = "start from the folder that holds the module, or install its package"
+
+NAME_IT = f"name its file (./file.py:Class), {INSTALL_IT}"
+"""What to do about a module that is not found."""
 
 
 class Target(NamedTuple):
@@ -77,9 +83,28 @@ def located(name: str, *folders: Path) -> str:
     return f"{found}{colon}{attribute}"
 
 
-def short(name: str) -> str:
-    """Return a name as a table shows it: of a file's path the last part only."""
-    return Path(name).name if is_file(name) else name
+def moved(name: str, folder: Path, root: Path | None = None) -> str:
+    """Return the name of the same file below another folder, where it has it; any other name as it is.
+
+    Args:
+        name: with an absolute path.
+        folder: another checkout, say.
+        root: below which the file lies; None: the current folder.
+    """
+    named, root = split(name), root or Path.cwd()
+    if named.file is None or not named.file.is_relative_to(root):
+        return name
+    other = folder / named.file.relative_to(root)
+    return f"{other}:{named.attribute}" if other.is_file() else name
+
+
+def short(name: str, others: Iterable[str] = ()) -> str:
+    """Return a name as a table shows it: of a file's path as much as tells it from the others."""
+    if not is_file(name):
+        return name
+    parts, ends = Path(name).parts, [Path(each).parts for each in others if each != name]
+    count = next((n for n in range(1, len(parts)) if all(end[-n:] != parts[-n:] for end in ends)), len(parts))
+    return str(Path(*parts[-count:]))
 
 
 def load(target: str) -> Any:
@@ -135,6 +160,35 @@ def class_definition(target: str) -> ast.ClassDef | None:
     return next(classes, None)
 
 
+def constructor_defaults(target: str) -> dict[str, Any] | None:
+    """Return a class's keywords with their defaults from its source, importing nothing.
+
+    Sequences are lists. None: the class or its constructor is not in that file, or takes any keyword.
+    """
+    written = class_definition(target)
+    body = () if written is None else written.body
+    found = next((node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__"), None)
+    if found is None or found.args.kwarg is not None:
+        return None
+    positional = [*found.args.posonlyargs, *found.args.args][2:]
+    given = [None] * (len(positional) - len(found.args.defaults)) + found.args.defaults
+    named = [*zip(positional, given[-len(positional) :], strict=True)] if positional else []
+    named += zip(found.args.kwonlyargs, found.args.kw_defaults, strict=True)
+    return {argument.arg: None if value is None else _literal(value) for argument, value in named}
+
+
+def _literal(value: ast.expr) -> Any:
+    try:
+        found = ast.literal_eval(value)
+    except ValueError:
+        return None
+    return _listed(found)
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
 def classes_in(file: Path) -> list[str]:
     """Return the names of the classes at the top of a file."""
     tree = _parsed(file)
@@ -170,7 +224,7 @@ def _owner(top: str) -> str:
     place = None if found is None else found.origin or next(iter(found.submodule_search_locations or ()), None)
     ours = Path(__file__).resolve().parents[1]
     if place is not None and Path(place).resolve().is_relative_to(ours / top):
-        return f"optbench's own package {top}"
+        return "optbench's own package"
     return f"the installed {place}" if place else "another module"
 
 
@@ -205,16 +259,15 @@ def _import_file(file: Path) -> types.ModuleType:
     beside = (folders[0] if folders else file).parent
     if str(beside) not in sys.path:
         sys.path.append(str(beside))  # last: it hides nothing
-    first = folders[0] / "__init__.py" if folders else file
-    top, *parts = [*(folder.name for folder in folders), *([] if file.name == "__init__.py" else [file.stem])]
-    if not _is_free(top, first):
-        alias = f"_optbench_{hashlib.sha256(str(first).encode()).hexdigest()[:12]}_{top}"
-    else:
-        alias = top
+    chain = [folder / "__init__.py" for folder in folders] + ([] if file.name == "__init__.py" else [file])
+    top, *parts = [each.parent.name if each.name == "__init__.py" else each.stem for each in chain]
+    alias = top
+    if not _is_free(top, chain[0]):
+        alias = f"_optbench_{hashlib.sha256(str(chain[0]).encode()).hexdigest()[:12]}_{top}"
     try:
-        module = _imported(alias, first)
-        for folder, part in zip([*folders[1:], file], parts, strict=True):
-            module = _imported(f"{module.__name__}.{part}", folder if folder is file else folder / "__init__.py")
+        module = _imported(alias, chain[0])
+        for each, part in zip(chain[1:], parts, strict=True):
+            module = _imported(f"{module.__name__}.{part}", each)
     except ImportError as error:
         if alias != top and error.name is not None and error.name.partition(".")[0] == top:
             told = f"{error}; the name {top} is taken by {_owner(top)}: import relatively, from . import …"

@@ -37,6 +37,7 @@ from harness.rankfile import RankWriter, read_rank_file
 from harness.registry import COLLECTORS, OPTIMIZERS, WORKLOADS, strategy
 from harness.seeding import seed_generators
 from harness.spec import RunSpec
+from harness.targets import is_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -287,6 +288,14 @@ def _globals(workload: Workload, optimizer: str) -> dict[str, Any]:
     """Return the globals of a workload's module; none where the optimizer's class may keep its state in them."""
     module = type(workload).__module__
     return {} if module == optimizer.partition(":")[0] else vars(sys.modules[module])
+
+
+def _sources(spec: RunSpec) -> dict[str, Any]:
+    """Return path -> hash of the user's own sources, where something out of tree ran."""
+    from harness.verification.identity import user_sources
+
+    names = (spec.workload, spec.optimizer, spec.strategy, *spec.collectors)
+    return dict(user_sources(sys.modules.values())) if any(map(is_target, names)) else {}
 
 
 def _resident_bytes() -> int:

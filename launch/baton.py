@@ -241,7 +241,10 @@ def _refuse_code_from_elsewhere(root: Path, names: Sequence[str] = ()) -> None:
     a device before forks.
     """
     files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
-    for module in (name.partition(":")[0] for name in names if ":" in name):
+    for module in (name.rpartition(":")[0] for name in names if ":" in name):
+        if module.endswith(".py"):
+            files[module] = module
+            continue
         with contextlib.suppress(ImportError, ValueError):  # what cannot be found fails when it is built
             found = importlib.util.find_spec(module)
             files[module] = found.origin if found is not None else None

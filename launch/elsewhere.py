@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING
 
 from harness import launching, user_path
 from harness.errors import OptbenchError
+from harness.plan import name_checks
+from harness.spec import OPTION_TABLES, multiplies
 from harness.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pydantic import JsonValue
+
+    from harness.plan import Names
     from harness.record import RunRecord
     from harness.spec import RunSpec
 
@@ -74,11 +79,20 @@ def _run_ids(store: Store) -> list[str]:
 
 def written(specs: Sequence[RunSpec]) -> str:
     """Return specs as a sweep file, without what is the default: an older checkout may not know it."""
-    lines = ['name = "gate"']
+    lines, names = ['name = "gate"'], name_checks()
     for spec in specs:
         fields = spec.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+        fields |= {table: _as_one_value(spec, word, names) for word, table in OPTION_TABLES.items()}
         lines += ["", "[[runs]]", *(f"{key} = {_toml(value)}" for key, value in fields.items() if value != {})]
     return "\n".join(lines) + "\n"
+
+
+def _as_one_value(spec: RunSpec, word: str, names: Names) -> dict[str, JsonValue]:
+    """Return a table of options in which no list is read as several values: such a one stands in another list."""
+    given: dict[str, JsonValue] = getattr(spec, OPTION_TABLES[word])
+    lists = any(isinstance(value, list) for value in given.values())
+    known = (names.defaults(word, getattr(spec, word)) or {}) if lists else {}
+    return {key: [value] if multiplies(value, known.get(key)) else value for key, value in given.items()}
 
 
 def _toml(value: object) -> str:

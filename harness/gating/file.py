@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from harness.errors import InvalidInputError, Problem
 from harness.optimizers.algorithms import ALGORITHMS
-from harness.spec import RunSpec, expand, merge, suggest
+from harness.spec import NameChecks, RunSpec, expand, merge, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -206,7 +206,7 @@ def load(path: Path, checks: Mapping[str, Callable[[str], str | None]]) -> GateF
 
 def _toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InvalidInputError([Problem(str(path), f"cannot be read: {error.strerror}")]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -239,6 +239,7 @@ def _cells(
     problems: list[Problem],
 ) -> list[NamedCell]:
     found: list[NamedCell] = []
+    asked = checks if isinstance(checks, NameChecks) else NameChecks(checks)
     defaults = document.get("defaults", {})
     if not isinstance(defaults, dict):
         problems.append(Problem(f"{path}: defaults", "expected a table", "write [defaults]"))
@@ -250,13 +251,13 @@ def _cells(
             continue
         for index, row in enumerate(rows):
             where = f"{path}: {key}[{index}]"
-            fields = merge(defaults, row)
+            fields = asked.locate(merge(defaults, row), path.absolute().parent)
             given, like = fields.pop("name", None), fields.pop("like", None)
             if like is not None and like not in ALGORITHMS:
                 told = f"{like!r} is no algorithm with a reference"
                 problems.append(Problem(f"{where}.like", told, suggest(str(like), list(ALGORITHMS))))
             try:
-                specs = expand([(where, fields)], checks)
+                specs = expand([(where, fields)], asked)
             except InvalidInputError as error:
                 problems += error.problems
                 continue

@@ -26,7 +26,7 @@ from harness.optimizers.arrangement import (
 from harness.optimizers.construct import called
 from harness.registry import static_traits
 from harness.stepping import CLOSURE, LOSS, required, step_parameters
-from harness.targets import Target, class_definition, load
+from harness.targets import INSTALL_IT, NAME_IT, Target, class_definition, load
 from harness.targets import split as split_target
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Custom:
     def _unfit(self, spec: RunSpec, found: Constructor) -> str | None:
         if found.error is not None:
             absent = found.error.startswith("ModuleNotFoundError")
-            remedy = "; start from the folder that holds the module, or install its package" if absent else ""
+            remedy = f"; {NAME_IT if split_target(self.target).file is None else INSTALL_IT}" if absent else ""
             return f"{self.target} cannot be used: {found.error}{remedy}"
         given = {*spec.optimizer_options, *([] if spec.lr is None else ["lr"])}
         missing = [name for name in found.required if name not in {*given, *HANDED}]
@@ -221,7 +221,7 @@ class Custom:
         try:
             found = load(self.target)
         except Exception as error:
-            remedy = "check module and class; start from the folder that holds the module, or install its package"
+            remedy = f"check module and class; {NAME_IT}"
             what = f"cannot be imported: {type(error).__name__}: {error}"
             raise InvalidInputError([Problem(where, what, remedy)]) from error
         if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):

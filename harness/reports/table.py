@@ -13,6 +13,7 @@ from harness.checks.curves import parted
 from harness.record import is_evaluation
 from harness.reports import ledger, quantities
 from harness.reports.printable import copied, printable
+from harness.targets import short
 from harness.varying import varying
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def heading(record: RunRecord) -> list[str]:
     ranks = f"{spec.get('world_size')} rank{'s' if spec.get('world_size') != 1 else ''}"
     device = "cpu" if spec.get("device") == "cpu" else "gpu"
     return [
-        f"{spec.get('workload')} {spec.get('size') or ''}".strip(),
+        f"{short(str(spec.get('workload')))} {spec.get('size') or ''}".strip(),
         f"{spec.get('strategy')}, {ranks}, {device}",
         str(spec.get("precision")),
         f"batch {spec.get('global_batch')}",
@@ -105,7 +106,8 @@ def _table(members: Sequence[RunRecord]) -> Table:
 def labels(members: Sequence[RunRecord]) -> list[str]:
     """Name each optimizer, and whatever else tells the members of the group apart."""
     words = varying([each.spec for each in members], shown=("optimizer",))
-    return [f"{each.spec.get('optimizer')} {told}".strip() for each, told in zip(members, words, strict=True)]
+    names = [str(each.spec.get("optimizer")) for each in members]
+    return [f"{short(name, names)} {told}".strip() for name, told in zip(names, words, strict=True)]
 
 
 def best_step(members: Sequence[RunRecord]) -> float | None:

@@ -257,7 +257,7 @@ def _document(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         remedy = "name a TOML file with an [[arm]] for each side, or give each by --arm"
         raise InvalidInputError([Problem(str(path), f"cannot be read: {error.strerror}", remedy)]) from None
@@ -319,16 +319,18 @@ def _arm_of(
     Raises:
         InvalidInputError: with every problem of it.
     """
-    from harness.plan import name_checks
     from harness.spec import expand, override
+    from harness.verbs import specs as options
 
-    problems = list(_wrong_places(where, fields))
-    cell = {key: value for key, value in fields.items() if key not in PLACE}
+    problems, names = list(_wrong_places(where, fields)), options.names()
+    place = fields.get("path")
+    own = [Path(_from_folder(place, folder))] if isinstance(place, str) else []
+    cell = names.locate({key: value for key, value in fields.items() if key not in PLACE}, *own, folder.absolute())
     for path, value in overrides:
         cell = override(cell, path, value)
     specs: tuple[RunSpec, ...] = ()
     try:
-        specs = expand([(where, cell)], name_checks())
+        specs = expand([(where, cell)], names)
     except InvalidInputError as error:
         problems += (_with_places(problem, where) for problem in error.problems)
     if len(specs) > 1:

@@ -11,6 +11,7 @@ from rich.table import Column
 from rich.text import Text
 
 from harness.reports import quantities
+from harness.targets import short
 from harness.varying import varying
 
 if TYPE_CHECKING:
@@ -123,8 +124,8 @@ class SweepDisplay:
         """Name a run in a line."""
         size = f"-{spec['size']}" if spec.get("size") else ""
         words = [
-            f"{spec.get('workload')}{size}",
-            spec.get("optimizer"),
+            f"{short(str(spec.get('workload')))}{size}",
+            short(str(spec.get("optimizer"))),
             spec.get("strategy"),
             self._apart.get(_key(spec)),
         ]

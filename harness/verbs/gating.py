@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from harness import targets
 from harness.comparison.designing import TooShortError
 from harness.comparison.model import STEP_TIME, Arm
 from harness.counts import baseline
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from harness.gating.model import Axis
     from harness.machine import Machine
     from harness.plan import Cell, Plan
+    from harness.spec import RunSpec
     from harness.store import Store
     from harness.verification.certificate import Certificate
 
@@ -322,7 +324,8 @@ def _compared(session: Session, cell: Cell, margins: dict[str, float], kept: Kep
     spec = cell.spec
     settings, base = session.file.settings, session.file.baseline
     python, path = (None if each is None else str(each) for each in (base.python, base.path))
-    arms = (Arm(name="baseline", spec=spec, python=python, path=path), Arm(name="now", spec=spec))
+    other = spec if base.path is None else _in_folder(spec, base.path)
+    arms = (Arm(name="baseline", spec=other, python=python, path=path), Arm(name="now", spec=spec))
     found = session.compare(
         arms,
         margin=margins[STEP_TIME],
@@ -373,6 +376,12 @@ def _convergence(session: Session) -> None:
         session.notes += [note] if note else []
 
 
+def _in_folder(spec: RunSpec, folder: Path) -> RunSpec:
+    """Return the spec with each file of the current folder that it names as the other folder has it."""
+    fields = {"workload": spec.workload, "optimizer": spec.optimizer, "strategy": spec.strategy}
+    return spec.model_copy(update={field: targets.moved(name, folder) for field, name in fields.items()})
+
+
 def _converged(session: Session, name: str, cell: Cell, asked: Convergence) -> tuple[Row, str | None]:
     """Return the row of one cell, and a note.
 
@@ -394,7 +403,8 @@ def _converged(session: Session, name: str, cell: Cell, asked: Convergence) -> t
     for python, path, whose in ((base.python, base.path, "the baseline's code"), (None, None, "this code")):
         runs = f"{len(specs)} runs of {cell.spec.steps} steps, one after the other, beside the budget"
         session.told(f"training {name} over its seeds with {whose}: {runs}")
-        records = elsewhere.train(specs, python, path)
+        theirs = specs if path is None else [_in_folder(spec, path) for spec in specs]
+        records = elsewhere.train(theirs, python, path)
         failed = next((each for each in records if each.outcome not in converged.ENDED), None)
         if failed is not None:
             raise OptbenchError(f"with {whose}: {failed.outcome}: {failed.reason}")

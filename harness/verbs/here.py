@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import InvalidInputError, Problem
 from harness.verbs import specs as options
-from harness.verbs.console import errors
+from harness.verbs.console import tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ def machine(file: Path | None, specs: Sequence[RunSpec] = ()) -> Machine:
     if file is not None:
         return read_machine(file)
     optimizers, workloads = out_of_tree(specs)
-    return probe.machine(optimizers, workloads, lambda text: errors.print(text, style="cyan"))
+    return probe.machine(optimizers, workloads, tell)
 
 
 def plan(specs: Sequence[RunSpec], on: Machine, *, everything: bool = False) -> Plan:

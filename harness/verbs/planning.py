@@ -14,6 +14,7 @@ from rich.text import Text
 from harness.errors import InvalidInputError, Problem
 from harness.machine import MACHINE_SCHEMA_VERSION, Machine
 from harness.reports import quantities
+from harness.targets import short
 from harness.varying import varying
 from launch.local import command
 
@@ -88,6 +89,9 @@ def table(plan: Plan) -> RenderableType:
     rows.add_column("memory", justify="right", no_wrap=True)
     rows.add_column("")
     specs = [cell.spec.model_dump(mode="json") for cell in plan.cells]
+    workloads, optimizers = (
+        [getattr(cell.spec, word) for cell in plan.cells] for word in ("workload", "optimizer")
+    )
     apart = varying(specs, shown=("workload", "size", "optimizer", "strategy", "world_size"))
     for cell, words in zip(plan.cells, apart, strict=True):
         spec = cell.spec
@@ -95,8 +99,8 @@ def table(plan: Plan) -> RenderableType:
         size = "" if spec.size is None else f" {spec.size}"
         rows.add_row(
             str(cell.index),
-            f"{spec.workload}{size}",
-            Text(f"{spec.optimizer} {words}".strip()),
+            Text(f"{short(spec.workload, workloads)}{size}"),
+            Text(f"{short(spec.optimizer, optimizers)} {words}".strip()),
             spec.strategy,
             str(spec.world_size),
             quantities.size(cell.estimated_bytes),

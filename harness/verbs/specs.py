@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.errors import InvalidInputError, Problem
+from harness.verbs.console import tell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pydantic import JsonValue
 
+    from harness.plan import Names
     from harness.spec import RunSpec, Sweep
 
 
@@ -43,12 +45,12 @@ Sweeps = Annotated[
     list[str] | None, typer.Argument(metavar="SWEEP", help="TOML files, or names of the sweeps that ship.")
 ]
 Workload = Annotated[
-    list[str] | None, typer.Option(metavar="W", help="Name, or package.module:Class. Repeatable.")
+    list[str] | None, typer.Option(metavar="W", help="Name, package.module:Class or ./file.py:Class. Repeatable.")
 ]
 Size = Annotated[list[str] | None, typer.Option(metavar="SIZE", help="One of the workload's sizes. Repeatable.")]
 Optimizer = Annotated[
     list[str] | None,
-    typer.Option(metavar="O", help="algorithm/implementation, or package.module:Class. Repeatable."),
+    typer.Option(metavar="O", help="algorithm/implementation, package.module:Class, ./file.py:Class. Repeatable."),
 ]
 Strategy = Annotated[
     list[str] | None, typer.Option(metavar="S", help="Default: single; all: optbench list strategies. Repeatable.")
@@ -79,7 +81,7 @@ Seed = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any field: lr=0.01, optimizer.weight_decay=0.1. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Any field: lr=0.01, optimizer.eps=1e-6,1e-8. Repeatable."),
 ]
 
 OPTION_WORDS = {"world_size": "--nproc"}
@@ -91,13 +93,42 @@ SHIPPED = Path(__file__).resolve().parents[2] / "workloads" / "sweeps"
 """Sweeps that come with the package, by the name of their file."""
 
 
+def names() -> Names:
+    """Return what is asked about names in files and options; this machine is probed where no source tells."""
+    from harness import probe
+    from harness.plan import name_checks
+
+    return name_checks(lambda optimizers, workloads: probe.machine(optimizers, workloads, tell))
+
+
 def axes(**given: Any) -> dict[str, Any]:
-    """Return the options that were given, by RunSpec's field; a repeated option is a list, hence an axis."""
+    """Return the options that were given, by RunSpec's field; one with several values is a list, hence an axis.
+
+    An option is repeated, or its values stand with commas between them.
+    """
+    found = {field: _apart(value) for field, value in given.items() if value not in (None, [])}
     return {
-        field: value[0] if isinstance(value, list) and len(value) == 1 else value
-        for field, value in given.items()
-        if value not in (None, [])
+        field: value[0] if isinstance(value, list) and len(value) == 1 else value for field, value in found.items()
     }
+
+
+def _apart(value: Any) -> Any:
+    """Return the values of an option whose words may have commas."""
+    from harness.spec import listed
+
+    if not isinstance(value, list):
+        return value
+    found: list[Any] = []
+    for each in value:
+        parts = listed(each) if isinstance(each, str) else []
+        found += [_typed(part.strip()) for part in parts] if len(parts) > 1 else [each]
+    return found
+
+
+def _typed(text: str) -> int | float | str:
+    """Read a number, or else the word that it is."""
+    number = _integer(text)
+    return _number(text) if isinstance(number, str) else number
 
 
 def read(sweeps: Sequence[str], given: Mapping[str, Any], settings: Sequence[str]) -> Sweep:
@@ -106,7 +137,6 @@ def read(sweeps: Sequence[str], given: Mapping[str, Any], settings: Sequence[str
     Raises:
         InvalidInputError: with every problem of every file and option.
     """
-    from harness.plan import name_checks
     from harness.spec import Sweep, load_sweep
 
     problems: list[Problem] = []
@@ -114,12 +144,16 @@ def read(sweeps: Sequence[str], given: Mapping[str, Any], settings: Sequence[str
     found = []
     for word in sweeps or [COMMAND_LINE]:
         try:
-            found.append(load_sweep(sweep_path(word), name_checks(), fields) if sweeps else _single(given, fields))
+            found.append(load_sweep(sweep_path(word), names(), fields) if sweeps else _single(given, fields))
         except InvalidInputError as error:
             problems += (_as_typed(problem, typed) for problem in error.problems)
     if problems:
         raise InvalidInputError(list(dict.fromkeys(problems)))
-    return Sweep(name="+".join(sweep.name for sweep in found), runs=tuple(r for s in found for r in s.runs))
+    return Sweep(
+        name="+".join(sweep.name for sweep in found),
+        runs=tuple(run for sweep in found for run in sweep.runs),
+        notes=tuple(dict.fromkeys(note for sweep in found for note in sweep.notes)),
+    )
 
 
 def overrides(
@@ -134,7 +168,10 @@ def overrides(
     """
     from harness.spec import parse_assignment
 
-    fields: list[tuple[tuple[str, ...], JsonValue]] = [((field,), value) for field, value in given.items()]
+    here = names()
+    fields: list[tuple[tuple[str, ...], JsonValue]] = [
+        ((field,), value) for field, value in here.locate(given).items()
+    ]
     typed = {field: OPTION_WORDS.get(field, f"--{field}") for field in given}
     for text in settings:
         try:
@@ -142,6 +179,7 @@ def overrides(
         except InvalidInputError as error:
             problems += error.problems
         else:
+            value = here.locate({path[0]: value})[path[0]] if len(path) == 1 else value
             fields.append((path, value))
             typed[".".join(path)] = f"--set {text.partition('=')[0].strip()}"
     return fields, typed
@@ -184,16 +222,16 @@ def sweep_path(word: str) -> Path:
 
 
 def _single(given: Mapping[str, Any], fields: Sequence[tuple[tuple[str, ...], JsonValue]]) -> Sweep:
-    from harness.plan import name_checks
     from harness.spec import Sweep, expand, override
 
+    asked = names()
     cell: dict[str, Any] = {}
     for path, value in fields:
         cell = override(cell, path, value)
     words = [given.get("workload"), given.get("optimizer")]
     name = " ".join(", ".join(map(str, each)) if isinstance(each, list) else str(each) for each in words)
     try:
-        return Sweep(name=name, runs=expand([(COMMAND_LINE, cell)], name_checks()))
+        return Sweep(name=name, runs=expand([(COMMAND_LINE, cell)], asked), notes=tuple(asked.notes))
     except InvalidInputError as error:
         remedy = "name a sweep file, or give --workload W --optimizer O (optbench list workloads, … optimizers)"
         raise InvalidInputError(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from harness.registry import OPTIMIZERS, strategy
 from harness.spec import RunSpec
+from harness.targets import split
 from harness.verification.certificate import CERTIFICATE_VERSION
 
 if TYPE_CHECKING:
@@ -83,10 +84,17 @@ def key(job: Job, machine: Machine) -> str:
         "torch": [machine.torch, machine.torch_build],
         "device": _device(spec, machine),
         "package": _versions(OPTIMIZERS.get(spec.optimizer).target),
+        "file": _content(spec.optimizer),
         "strategy": [machine.packages.get(each) for each in getattr(strategy(spec.strategy), "packages", ())],
         "proving": proving_sources(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _content(optimizer: str) -> str | None:
+    """Return a hash of the file that an optimizer is named by; None: it is named otherwise."""
+    file = split(optimizer).file
+    return _hash(file) if file is not None and file.is_file() else None
 
 
 def _device(spec: RunSpec, machine: Machine) -> object:
@@ -98,7 +106,9 @@ def _device(spec: RunSpec, machine: Machine) -> object:
 
 def _versions(target: str) -> list[str]:
     """Return the distributions, with their versions, that the target's top-level package may come from."""
-    top = target.partition(":")[0].partition(".")[0]
+    if split(target).file is not None:
+        return []
+    top = split(target).module.partition(".")[0]
     names = _distributions().get(top, ())
     return sorted(f"{name} {importlib.metadata.version(name)}" for name in set(names))
 
