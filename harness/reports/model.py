@@ -126,7 +126,7 @@ def report(analysis: Analysis, comparison: Comparison) -> Report:
         measured=beside.measured(analysis, comparison),
         warnings=(
             *beside.common_warnings(comparison),
-            *(printable(note) for note in analysis.notes if note != comparison.reason),
+            *(printable(note) for note in analysis.notes if failed is None or note != comparison.reason),
         ),
         failed=failed,
         margin=design.margin,

@@ -322,3 +322,12 @@ def test_a_share_is_told_without_powers_of_ten(share, words):
 )
 def test_an_intervals_level_is_rounded_and_never_certainty(arms, level):
     assert f"{level_of(0.01 / (arms - 1)):g} %" == level
+
+
+def test_a_comparison_without_an_interval_says_why_and_what_would_give_one():
+    why = "an interval takes 3 valid launches, and there were 2: a budget of 143 s is enough"
+    made = comparison(launches=(launch(0), launch(1)), last_look=2, reason=why)
+    found = analyse(made)
+    for text in (one_line((found, made), width=200), markdown(found, made)):
+        assert "a budget of 143 s is enough" in text
+    assert document(found, made)["notes"] == [why]
