@@ -22,6 +22,7 @@ PENDING: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"wait", "poll", "communicate"}), "a process that is under way"),
     (frozenset({"join", "is_alive", "start"}), "a thread or process that is under way"),
     (frozenset({"compute", "__dask_graph__"}), "a task graph"),
+    (frozenset({"collect", "explain"}), "a query that has not been run"),
 )
 """Methods that tell pending work, whoever made its class, and what to call it."""
 

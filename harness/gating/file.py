@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
 import tomllib
 from pathlib import Path  # noqa: TC003  # pydantic evaluates it
@@ -43,7 +44,7 @@ def fraction(value: Any) -> float:
     if isinstance(value, str) and (match := FRACTION.fullmatch(value)):
         percents = bool(match[2])
         found = float(match[1]) / (100 if percents else 1)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
         found = float(value)
     if found is None or not math.isfinite(found) or not 0 <= found < 1:
         bare = found is not None and 1 < found < 100 and not percents

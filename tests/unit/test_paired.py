@@ -8,6 +8,7 @@ import threading
 import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from optbench import InconclusiveWarning, assert_not_slower, launches, laziness, paired
@@ -189,7 +190,7 @@ def test_a_margin_that_is_no_share_is_refused_with_the_remedy(margin):
     assert margin != 5 or str(refused.value).endswith('; 5 % is written "5 %"')
 
 
-@pytest.mark.parametrize("margin", [0.05, "5 %", "5%", "0.05"])
+@pytest.mark.parametrize("margin", [0.05, "5 %", "5%", "0.05", np.float32(0.05)])
 def test_a_margin_is_a_share_or_percents(clock, margin):
     slower = clock.call(0.312)
     assert assert_not_slower(slower, clock.call(0.3), margin=margin).verdict == "not slower"
