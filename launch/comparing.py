@@ -174,7 +174,7 @@ class _Run:
                 note=TOO_LARGE if self.short_of_memory else None,
             )
             ready_s = sitting.spent_s()
-            begun = sitting.begin()
+            begun = sitting.begin(self._plan.budget_s)
             self._start_s = ready_s if resident else sitting.spent_s()
             start_s = (1 if resident else 2) * begun.took_s + (ready_s - began_s if fresh else 0.0)
             self._plan = design(

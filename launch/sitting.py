@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from statistics import fmean, quantiles
+from statistics import fmean, median, quantiles
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.checks.curves import band, parts
@@ -31,6 +31,12 @@ WARM_UP_STEPS = (12, 24, 48, 96)
 
 WARM_UP_S = 0.1
 """A shorter one goes on: on a busy machine, what it tells of a step would be time slices of others."""
+
+FIRST_SHARE, WARM_SHARE = 0.1, 0.25
+"""Of the budget, and of a launch's time, which going on with all warm-ups may take.
+
+A machine that others slow down never looks steady, and the rounds need their time.
+"""
 
 SAME_STEPS = 3
 """Losses of the first steps must agree to rounding; later ones in the growing band of a run's curves."""
@@ -116,6 +122,7 @@ class Sitting:
         self._unlike, self._fresh, self._resident, self._note = unlike, fresh, resident, note
         self._begun: Begun | None = None
         self._renewed = True
+        self._further_s = math.inf
         self._curves: dict[int, list[float | None]] = {}
         self.launches: list[Launch] = []
         self.cost: Cost | None = None
@@ -125,13 +132,17 @@ class Sitting:
         """Return the seconds since the comparison's start."""
         return time.monotonic() - self._origin_s
 
-    def begin(self) -> Begun:
+    def begin(self, budget_s: float) -> Begun:
         """Warm every arm up once; return how that went.
+
+        Args:
+            budget_s: of the comparison.
 
         Raises:
             ArmError: one failed, or did not answer in time.
             UnlikeArmsError: they train differently.
         """
+        self._further_s = FIRST_SHARE * budget_s / len(self._arms)
         first = self._warm(range(len(self._arms))) if self._resident else self._apart()
         if self._resident:
             self._begun = first
@@ -154,6 +165,7 @@ class Sitting:
         self._renewed = False
         order = random.Random(plan.seed * 1000 + len(self.launches))  # noqa: S311  # an order, no secret
         until_s = began_s + seconds
+        self._further_s = WARM_SHARE * seconds / len(self._arms) / (1 if self._resident else 2)
         made = self._together(plan, order, until_s) if self._resident else self._in_abba(plan, order, until_s)
         self.launches.append(made)
         turning_s = sum(turn.took_s or 0.0 for turn in made.turns)
@@ -240,7 +252,10 @@ class Sitting:
             times: list[float] = []
             self._curves[index] = []
             for until in WARM_UP_STEPS:
-                found = self._worlds.turn(index, 0, until - len(times))
+                more = until - len(times)
+                if times and more * median(times[-LEAST:]) > self._further_s:
+                    break
+                found = self._worlds.turn(index, 0, more)
                 times += found["step_time_s"]
                 self._seen(index, found["losses"])
                 start = steady(times)

@@ -19,6 +19,7 @@ from harness.comparison.slowed import Recording, plays
 from harness.comparison.spending import further, looks_of, shares
 from launch import late
 from launch.comparing import _control, _Run
+from launch.sitting import WARM_SHARE, Sitting
 
 RECORDED = Path(__file__).parents[1] / "data" / "late-neighbour.json"
 
@@ -160,6 +161,27 @@ def test_the_control_of_a_comparison_has_a_name_that_says_what_it_is():
     assert _control(arms) == "a (A/A control)"
     taken = arms[1].model_copy(update={"name": "a (A/A control)"})
     assert _control([arms[0], taken]) == "a (A/A control 2)"
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(1e9, 96), (100.0, 48), (40.0, 24), (1.0, 12)])
+def test_a_warm_up_that_never_looks_steady_leaves_the_rounds_their_time(seconds, steps):
+    class Worlds:
+        def launch(self, indices):
+            return dict.fromkeys(indices, 0.0)
+
+        def turn(self, index, lead, steps):
+            self.made[index] = self.made.get(index, 0) + steps
+            made = range(self.made[index] - steps, self.made[index])
+            return {"step_time_s": [0.3 * 1.02**each for each in made], "losses": [1.0] * steps}
+
+        def __init__(self):
+            self.made = {}
+
+    arms = made(1.0, launches=1).arms
+    sitting = Sitting(arms, Worlds(), None, 0.0, unlike=False, fresh=False, resident=True)
+    sitting._further_s = WARM_SHARE * seconds / len(arms)
+    begun = sitting._warm(range(len(arms)))
+    assert [len(each.step_time_s) for each in begun.warm.values()] == [steps, steps]
 
 
 @pytest.fixture(scope="module")
