@@ -98,15 +98,15 @@ def _computing(spec: RunSpec) -> Iterator[None]:
     """Compute as a run's ranks do: with its threads, and with TF32 under ``tf32`` only; afterwards as before."""
     import torch
 
+    from harness.world import arithmetic
+
     backends: Any = torch.backends
-    tf32 = spec.precision == "tf32"
     places = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     precisions, threads = [place.fp32_precision for place in places], torch.get_num_threads()
     allowed, matmul = _told(lambda: backends.cudnn.allow_tf32), _told(torch.get_float32_matmul_precision)
     try:
         torch.set_num_threads(spec.threads or 1)
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        backends.cudnn.allow_tf32 = tf32
+        arithmetic(spec)
         yield
     finally:
         torch.set_num_threads(threads)
