@@ -118,5 +118,4 @@ def arithmetic(spec: RunSpec) -> None:
 
     tf32 = spec.precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    if torch.cuda.is_available():
-        torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
