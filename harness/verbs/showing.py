@@ -195,7 +195,7 @@ def _metrics(record: RunRecord) -> RenderableType:
             f"{'>= ' if metric.at_least else ''}{quantities.metric(metric, metric.value)}",
             *(quantities.metric(metric, quantiles.get(q)) if quantiles else "" for q in ("p10", "p90", "p99")),
         )
-    return Group(samples, *([Text(""), curves] if curves.row_count else []))
+    return Group(samples, Text(""), curves) if curves.row_count else samples
 
 
 def _ends(metric: Metric) -> list[str]:
