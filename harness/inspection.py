@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import json
 import math
 import os
 import platform
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from harness import system
 from harness.interfaces import WorkloadTraits
 from harness.machine import Accelerator, Constructor, Machine
+from harness.model_facts import ModelFacts
 from harness.plugin_checks import explain, mapping_problem
-from harness.registry import OPTIMIZERS
-from harness.spec import suggest
+from harness.registry import OPTIMIZERS, WORKLOADS
+from harness.spec import RunSpec, suggest
 from harness.targets import import_module, load, split
 
 if TYPE_CHECKING:
@@ -82,6 +84,30 @@ def constructors(targets: Iterable[str], skip: Mapping[str, str]) -> dict[str, C
 def workload_traits(targets: Iterable[str], skip: Mapping[str, str]) -> dict[str, dict[str, JsonValue]]:
     """Return target -> the traits of an out-of-tree workload, or ``{"error": …}``."""
     return {target: _guarded(target, skip, _traits, _failed_facts) for target in dict.fromkeys(targets)}
+
+
+def models(requests: Iterable[str], skip: Mapping[str, str]) -> dict[str, ModelFacts]:
+    """Return request -> what building the model tells.
+
+    Args:
+        requests: as `harness.model_facts.model_key` writes them.
+        skip: what must not be imported.
+    """
+    return {request: _model(request, skip) for request in dict.fromkeys(requests)}
+
+
+def _model(request: str, skip: Mapping[str, str]) -> ModelFacts:
+    fields = json.loads(request)
+    micro_batch = int(fields.pop("micro_batch"))
+    spec = RunSpec(optimizer="none", **fields)
+    target = WORKLOADS.target(spec.workload)
+
+    def look(target: str) -> ModelFacts:
+        # By its name: it stands above what inspects machines, and has torch imported.
+        found: ModelFacts = load("harness.model_measuring:of_workload")(target, spec, micro_batch)
+        return found
+
+    return _guarded(target, skip, look, lambda error: ModelFacts(error=error))
 
 
 def constructor(target: str) -> Constructor:

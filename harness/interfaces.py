@@ -51,7 +51,10 @@ class WorkloadSize(BaseModel):
     target: Target | None = None
     """None: throughput only, as for synthetic data."""
     activation_bytes_per_sample: int = 0
-    """Rough bytes that one sample keeps alive between forward and backward in fp32, for the memory estimate."""
+    """Rough bytes that one sample holds at most in forward and backward in fp32, for the memory estimate. The
+    parameters' gradients are not among them."""
+    recomputed_bytes_per_sample: int | None = None
+    """The same where the option ``activation_checkpointing`` is true; None: there is no such option."""
     batch_coupled: bool = False
     """The loss depends on how the batch is split (BatchNorm): exempt from equality over world sizes."""
     synthetic: bool = False
@@ -74,7 +77,8 @@ class WorkloadTraits(BaseModel):
     reads_data_file: bool = False
     """Accepts ``data``."""
     blocks: tuple[str, ...] = ()
-    """fnmatch patterns of the submodule names to shard one by one, ``blocks.*`` say."""
+    """fnmatch patterns of the submodule names to shard one by one, ``blocks.*`` say; ``*`` does not match a dot.
+    None that match: the model's repeated layers. ``("",)``: the whole model is one unit, on purpose."""
     embeddings: tuple[str, ...] = ()
     """fnmatch patterns of parameter names whose role is embedding."""
     heads: tuple[str, ...] = ()
@@ -387,6 +391,15 @@ class HoldsParts(Protocol):
 
 
 @runtime_checkable
+class Remarks(Protocol):
+    """An engine that knows what a reader should know before trusting its numbers."""
+
+    def remarks(self) -> Iterable[str]:
+        """Return a sentence for each; they become notes of the run."""
+        ...
+
+
+@runtime_checkable
 class HasModules(Protocol):
     """An engine that can tell which modules are the model's; what hangs on them is no optimizer's."""
 
@@ -401,7 +414,9 @@ class Strategy(Protocol):
     One that also has ``partitioned``, a tuple of categories, holds a share of those on each rank: the memory
     estimate knows. One that also has ``kernels(spec)`` needs those compiled, beside the optimizer's. One that also
     has ``packages`` runs their code: a proof holds for their versions. One that also has a true ``offload`` keeps
-    what the optimizer steps on in host memory.
+    what the optimizer steps on in host memory. One that also has ``units(name, traits, facts)`` tells of the
+    submodules that it shards one by one what a reader should know, or None; ``facts`` were measured of the model
+    (`harness.model_facts`), if it was.
     """
 
     name: str

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from harness.model_facts import ModelFacts  # noqa: TC001  # a field's type
+
 MACHINE_SCHEMA_VERSION = 1
 
 
@@ -67,6 +69,8 @@ class Machine(BaseModel):
     """Family -> what its own ``probe()`` found: Apex's kernels, DeepSpeed's ops."""
     workloads: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
     """``module:Class`` of out-of-tree workloads asked for -> their traits, or ``{"error": …}``."""
+    models: dict[str, ModelFacts] = Field(default_factory=dict)
+    """`harness.model_facts.model_key` -> what was measured of the model."""
 
     @property
     def device_type(self) -> str:

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness import precision
+from harness import memory, precision
 from harness.errors import InvalidInputError, Problem
 from harness.interfaces import Target, WorkloadSize, WorkloadTraits
 from harness.machine import Machine
+from harness.model_facts import model_key
 from harness.registry import COLLECTORS, OPTIMIZERS, STRATEGIES, WORKLOADS, static_traits, strategy
 from harness.spec import OPTION_TABLES, NameChecks, RunSpec, suggest
-from harness.targets import NAME_IT, constructor_defaults, is_target, located
+from harness.targets import NAME_IT, constructor_defaults, is_target, located, source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pydantic import JsonValue
 
     from harness.interfaces import Optimizer, Strategy
+    from harness.model_facts import ModelFacts
 
 PLAN_SCHEMA_VERSION = 1
 
 PLURALS = {"workload": WORKLOADS.plural, "optimizer": OPTIMIZERS.plural, "strategy": STRATEGIES.plural}
 """The word of ``optbench list`` for each field that has a table of options."""
-
-BYTES_OF = {"float32": 4, "bfloat16": 2}
-"""Of an element."""
-
-PROCESS_BYTES = 350 * 2**20
-"""What a rank holds before it builds a model: the interpreter and torch's libraries (measured, CPU build)."""
 
 
 class Cell(BaseModel):
@@ -51,7 +48,9 @@ class Cell(BaseModel):
     kernels: tuple[str, ...] = ()
     """What must be compiled before it starts, unless it is in the cache already."""
     estimated_bytes: int | None = None
-    """Memory that all ranks of the node will need, roughly."""
+    """Memory that each rank will need at its peak, roughly: of its accelerator, or on CPUs of the host."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know before it runs."""
 
 
 class Plan(BaseModel):
@@ -148,6 +147,25 @@ def out_of_tree(specs: Sequence[RunSpec]) -> tuple[list[str], list[str]]:
         [name for name in optimizers if is_target(name) and name not in registered],
         [WORKLOADS.target(name) for name in workloads if _static(name) is None],
     )
+
+
+def unmeasured(specs: Sequence[RunSpec], machine: Machine) -> dict[str, Path | None]:
+    """Return which models a probe should measure, with their source files: those whose traits may not tell.
+
+    What a workload of ours declares is proved by tests for its default options.
+    """
+    found: dict[str, Path | None] = {}
+    for spec in specs:
+        with contextlib.suppress(InvalidInputError):  # the plan itself says what is wrong
+            target = WORKLOADS.target(spec.workload)
+            traits = workload_traits(spec.workload, machine)
+            if WORKLOADS.is_own(spec.workload) and not spec.workload_options:
+                continue
+            if spec.size is not None and spec.size not in traits.sizes:
+                continue
+            full = resolve(spec, traits, OPTIMIZERS.get(spec.optimizer), strategy(spec.strategy), machine)
+            found[model_key(full)] = source(target)
+    return found
 
 
 def workload_traits(name: str, machine: Machine | None = None) -> WorkloadTraits:
@@ -258,7 +276,8 @@ def cell(index: int, where: str, spec: RunSpec, parts: Parts, machine: Machine, 
         problems.append(Problem(f"{where}.data", f"{spec.workload} reads no data file", "leave data out"))
     if problems:
         raise InvalidInputError(problems)
-    estimate = estimated_bytes(spec, traits, optimizer, getattr(chosen, "partitioned", ()))
+    facts = known_model(spec, machine)
+    estimate = memory.rank_bytes(spec, traits, optimizer.traits, chosen, facts)
     return Cell(
         index=index,
         spec=spec,
@@ -266,10 +285,30 @@ def cell(index: int, where: str, spec: RunSpec, parts: Parts, machine: Machine, 
         or precision.unsupported(spec, optimizer.traits, machine)
         or refusal(chosen, spec, traits, optimizer.traits, machine)
         or refusal(optimizer, spec, traits, machine)
-        or _too_large(spec, estimate, machine, available_bytes),
+        or memory.too_large(spec, traits, optimizer.traits, chosen, facts, machine, available_bytes),
         kernels=kernels_of(spec, optimizer, chosen),
         estimated_bytes=estimate,
+        notes=tuple(_notes(spec, traits, chosen, facts)),
     )
+
+
+def known_model(spec: RunSpec, machine: Machine) -> ModelFacts | None:
+    """Return what was measured of a spec's model; None: nothing."""
+    facts = machine.models.get(model_key(spec))
+    return facts if facts is not None and facts.error is None else None
+
+
+def _notes(spec: RunSpec, traits: WorkloadTraits, chosen: Strategy, facts: ModelFacts | None) -> Iterator[str]:
+    units: Callable[[str, WorkloadTraits, ModelFacts | None], str | None] | None = getattr(chosen, "units", None)
+    told = units(spec.workload, traits, facts) if units is not None else None
+    if told is not None:
+        yield f"{spec.strategy}: {told}"
+    declared = traits.size(spec.size).parameters
+    if facts is not None and facts.parameters != declared and not spec.workload_options:
+        yield (
+            f"{spec.workload} declares {declared:,} parameters and its model has {facts.parameters:,}; "
+            "correct the sizes in its traits"
+        )
 
 
 def kernels_of(spec: RunSpec, optimizer: Optimizer, chosen: Strategy) -> tuple[str, ...]:
@@ -370,54 +409,6 @@ def _too_few_devices(spec: RunSpec, machine: Machine) -> str | None:
         return None
     fewer = f"use --nproc {present}, or --device cpu" if present else "use --device cpu"
     return f"needs {needed} accelerators, {present} present; {fewer}"
-
-
-def estimated_bytes(
-    spec: RunSpec, traits: WorkloadTraits, optimizer: Optimizer, partitioned: Collection[str] = ()
-) -> int:
-    """Return roughly what all ranks together will hold: parameters, gradients, state, activations, processes.
-
-    The step's temporaries count as one copy of the parameters, which foreach takes and others stay below.
-
-    Args:
-        spec: with every default resolved.
-        traits: the workload's.
-        optimizer: for its state.
-        partitioned: categories of which a rank holds its share only.
-    """
-    size, ranks = traits.size(spec.size), spec.world_size or 1
-    width = BYTES_OF[precision.model_dtype(spec.precision)]
-    stepped = BYTES_OF[precision.stepped_dtype(spec.precision)]
-    state = optimizer.traits.state_bytes
-    if state is None:
-        state = optimizer.traits.state_tensors * (stepped if optimizer.traits.state_follows_parameters else 4)
-    held = {
-        "parameters": width,
-        "gradients": width,
-        "master": stepped if spec.precision == "bf16-master" else 0,
-        "state": state,
-        "temporaries": stepped + (2 * width if traits.optimizer_only else 0),
-    }
-    share = ranks if "state" in partitioned else 1
-    copies = sum(bytes_ / (share if name in {*partitioned, "temporaries"} else 1) for name, bytes_ in held.items())
-    samples = (spec.global_batch or 1) / spec.accumulation / ranks
-    rank = PROCESS_BYTES + copies * size.parameters + samples * size.activation_bytes_per_sample
-    return int(rank * ranks)
-
-
-def _too_large(spec: RunSpec, estimate: int, machine: Machine, available_bytes: int) -> str | None:
-    if spec.device == "accelerator":
-        capacities = [a.memory_bytes for a in machine.accelerators if a.memory_bytes is not None]
-        needed, available = estimate // (spec.world_size or 1), min(capacities, default=None)
-        place = "on each accelerator"
-    else:
-        needed, available, place = estimate, available_bytes, "of host memory"
-    if available is None or needed <= available:
-        return None
-    return (
-        f"needs about {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB {place} available; "
-        "use a smaller size, a smaller global_batch, more accumulation or fewer ranks"
-    )
 
 
 def read_plan_file(path: Path) -> RunSpec:

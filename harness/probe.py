@@ -29,11 +29,12 @@ from harness.cache import cache_dir
 from harness.errors import InvalidInputError, Problem
 from harness.garbage import collection_paused
 from harness.machine import MACHINE_SCHEMA_VERSION, Constructor, Machine
+from harness.model_facts import ModelFacts
 from harness.registry import OPTIMIZERS
 from harness.targets import source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 TIMEOUT_S = 180.0
 """Importing torch and every optimizer family from a cold network file system takes a minute; drivers can hang."""
@@ -80,6 +81,10 @@ DRIVERS = ("proc/driver/nvidia/version", "dev/nvidia*", "dev/kfd", "dev/dri/*", 
 """Files that come and go with an accelerator or its driver, below the root."""
 
 
+MOST_SOURCES = 200
+"""Files beside a workload's whose change makes a measured model stale."""
+
+
 class OutOfTree(BaseModel):
     """What the subprocess answers when asked for out-of-tree code only."""
 
@@ -87,6 +92,7 @@ class OutOfTree(BaseModel):
 
     constructors: dict[str, Constructor] = Field(default_factory=dict)
     workloads: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
+    models: dict[str, ModelFacts] = Field(default_factory=dict)
 
 
 Answer = TypeVar("Answer", Machine, OutOfTree)
@@ -123,6 +129,43 @@ def machine(
     return known.model_copy(
         update={"constructors": {**known.constructors, **found.constructors}, "workloads": found.workloads}
     )
+
+
+def models(requests: Mapping[str, Path | None]) -> dict[str, ModelFacts]:
+    """Return request -> what building the model tells, from the cache where its sources are the same.
+
+    Args:
+        requests: as `harness.model_facts.model_key` writes them, with the workload's source file.
+    """
+    files = {request: _model_file(request, source) for request, source in requests.items()}
+    known = {request: _read_model(file) for request, file in files.items()}
+    missing = [request for request, found in known.items() if found is None]
+    if missing:
+        found = ask(OutOfTree, ["--only", *_options("--model", missing)]).models
+        for request, facts in found.items():
+            known[request] = facts
+            if facts.error is None:
+                _write(files[request], facts)
+    return {request: facts for request, facts in known.items() if facts is not None}
+
+
+def _model_file(request: str, source: Path | None) -> Path:
+    """Return where an answer is kept: by the request, torch, and the sources in the workload's folder and ours."""
+    beside = sorted(source.parent.glob("*.py"))[:MOST_SOURCES] if source is not None else []
+    own = [Path(__file__).with_name(f"model_{each}.py") for each in ("measuring", "facts")]
+    parts = [request, harness.__version__, *_stamp(_origin("torch")), *map(_stamp, own)]
+    found = hashlib.sha256(json.dumps(parts, default=str).encode())
+    for each in beside:
+        with contextlib.suppress(OSError):
+            found.update(each.read_bytes())
+    return cache_dir() / "models" / f"{found.hexdigest()[:32]}.json"
+
+
+def _read_model(file: Path) -> ModelFacts | None:
+    try:
+        return ModelFacts.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def fingerprint() -> str:
@@ -238,7 +281,7 @@ def _read(file: Path) -> Machine | None:
         return None
 
 
-def _write(file: Path, found: Machine) -> None:
+def _write(file: Path, found: Machine | ModelFacts) -> None:
     """Keep a probe's answer; a cache that cannot be written costs the next start some seconds, nothing else."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -291,6 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--target", action="append", default=[], help="module:Class of an optimizer")
     parser.add_argument("--workload", action="append", default=[], help="module:Class of a workload")
+    parser.add_argument("--model", action="append", default=[], help="what to measure of a workload, as JSON")
     parser.add_argument("--skip", action="append", default=[], help="target=reason: don't import it")
     parser.add_argument("--only", action="store_true", help="look at the targets and workloads alone")
     parser.add_argument("--out", type=Path, help="write the answer there instead of printing it")
@@ -305,6 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             answer = OutOfTree(
                 constructors=inspection.constructors(words.target, skip),
                 workloads=inspection.workload_traits(words.workload, skip),
+                models=inspection.models(words.model, skip),
             )
         else:
             answer = inspection.machine(words.target, words.workload, skip)

@@ -106,6 +106,10 @@ class Registry:
         """Return the registered names."""
         return list(self.targets())
 
+    def is_own(self, name: str) -> bool:
+        """Say whether a name is of optbench itself, not of an installed package or out of tree."""
+        return name in load(f"{self._package}:REGISTRY")
+
     def remedy(self, name: str) -> str | None:
         """Return what to write instead of an unknown name; None: the name is fine."""
         names = self.names()

@@ -29,7 +29,7 @@ from harness.errors import (
     WrongAnswerError,
 )
 from harness.garbage import collection_paused
-from harness.interfaces import DataShard, Observed, World
+from harness.interfaces import DataShard, Observed, Remarks, World
 from harness.invocation import command
 from harness.leaving import leave_world
 from harness.loop import steps, turns
@@ -186,6 +186,9 @@ class _Rank:
         )
         for collector in collectors:
             collector.start(observed)
+        if self._rank == 0:
+            for text in engine.remarks() if isinstance(engine, Remarks) else ():
+                self._writer.note(text)
         if world.size == 1 and world.backend is not None and self._rank == 0:
             self._writer.note(f"{spec.strategy} on one rank has nobody to exchange with: the same as single")
         shard = DataShard(world.rank, world.size, spec.global_batch or 1, spec.accumulation, spec.seed)
@@ -203,11 +206,22 @@ class _Rank:
 
             found: dict[str, Any] = getattr(workload, "facts", dict)()
             traits = OPTIMIZERS.get(spec.optimizer).traits.model_dump(mode="json")
-            self._writer.facts({**engine.facts(), "workload": json_safe(found), "optimizer_traits": traits})
+            ran = engine.facts()
+            self._compare_sizes(workload, ran.get("parameters"))
+            self._writer.facts({**ran, "workload": json_safe(found), "optimizer_traits": traits})
         self._trace(engine, workload, batches, world, collectors, imported_rss_bytes)
         engine.close()
         if world.backend is not None:
             leave_world()
+
+    def _compare_sizes(self, workload: Workload, found: object) -> None:
+        """Note a number of parameters that the workload declares wrongly: estimates were made with it."""
+        told = workload.traits.size(self._spec.size).parameters
+        if isinstance(found, int) and found != told and not self._spec.workload_options:
+            self._writer.note(
+                f"{self._spec.workload} declares {told:,} parameters and its model has {found:,}; "
+                "correct the sizes in its traits"
+            )
 
     def _steps(
         self,

@@ -148,26 +148,30 @@ class GPT:
                 global_batch=16,
                 tokens_per_sample=64,
                 target=Target(metric="validation_loss", value=2.5, better="lower"),
-                activation_bytes_per_sample=2760000,
+                activation_bytes_per_sample=2900000,
+                recomputed_bytes_per_sample=690000,
             ),
             "mini": WorkloadSize(
                 parameters=10844160,
                 global_batch=16,
                 tokens_per_sample=256,
                 target=Target(metric="validation_loss", value=2.5, better="lower"),
-                activation_bytes_per_sample=38900000,
+                activation_bytes_per_sample=39800000,
+                recomputed_bytes_per_sample=8270000,
             ),
             "small": WorkloadSize(
                 parameters=124439808,
                 global_batch=16,
                 tokens_per_sample=1024,
-                activation_bytes_per_sample=817000000,
+                activation_bytes_per_sample=1229000000,
+                recomputed_bytes_per_sample=662000000,
             ),
             "medium": WorkloadSize(
                 parameters=354823168,
                 global_batch=16,
                 tokens_per_sample=1024,
-                activation_bytes_per_sample=1827000000,
+                activation_bytes_per_sample=2239000000,
+                recomputed_bytes_per_sample=727000000,
             ),
         },
         default_size="nano",
@@ -205,7 +209,12 @@ class GPT:
         header = whole_number("data_header_bytes", data_header_bytes, 0)
         self._task = NextTokenTask(length, self._shape.rows, data, data_dtype, header)
         kept = type(self).traits.size(name).activation_bytes_per_sample * length // self._shape.context
-        changes: dict[str, object] = {"tokens_per_sample": length, "activation_bytes_per_sample": kept}
+        again = (type(self).traits.size(name).recomputed_bytes_per_sample or 0) * length // self._shape.context
+        changes: dict[str, object] = {
+            "tokens_per_sample": length,
+            "activation_bytes_per_sample": kept,
+            "recomputed_bytes_per_sample": again,
+        }
         if data is not None or length != self._shape.context:
             changes["target"] = None  # it was set for whole contexts of the standard library
         self.traits = resized(type(self).traits, name, **changes)

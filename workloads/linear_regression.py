@@ -54,6 +54,7 @@ class LinearRegression:
 
     traits = WorkloadTraits(
         summary="y = 3 x + 1 + noise of standard deviation 0.1: the slope and intercept recovered",
+        blocks=("",),
         source="drawn from the seed: x uniform in [-1, 1); the held-out points are the same for every seed",
         sizes={
             "small": WorkloadSize(

@@ -83,6 +83,7 @@ class Recommender:
 
     traits = WorkloadTraits(
         summary="sparse embedding tables and an MLP that predict clicks",
+        blocks=("",),
         source="synthetic: ids of Zipf's law (exponent 1.05), clicks drawn from a planted logistic model; "
         "architecture after Naumov et al. 2019 (DLRM)",
         sizes={

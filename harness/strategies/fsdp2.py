@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         World,
     )
     from harness.machine import Machine
+    from harness.model_facts import ModelFacts
     from harness.spec import RunSpec
 
 
@@ -61,6 +62,14 @@ class FSDP2:
         """Refuse a reshard_after_forward that is no proper divisor of the ranks that share a model."""
         chosen, ranks = options["reshard_after_forward"], spec.world_size or 1
         return _reshard(chosen, ranks)
+
+    def units(self, workload: str, traits: WorkloadTraits, facts: ModelFacts | None) -> str | None:
+        """Say of the submodules that are sharded one by one that they are not those that the workload names."""
+        if facts is not None:
+            return facts.units.remark(workload)
+        if traits.blocks:
+            return None
+        return f"{workload} names no blocks: layers that repeat in its model are sharded one by one"
 
     def start(self, workload: Workload, optimizer: Optimizer, spec: RunSpec, world: World) -> Engine:
         """Build the shards; no rank ever holds the whole model where the workload allows."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,6 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from harness import precision
 from harness.errors import OptbenchError, UnsupportedError
+from harness.model_facts import units_of
 from harness.strategies.initialising import build, cast_inputs, initialise, persistent_buffers
 from harness.strategies.stepped import Idle, LocalShards
 from harness.strategies.torch_engine import TorchEngine
@@ -65,7 +65,8 @@ class ShardedEngine(TorchEngine):
             initialise(model, workload, spec.seed)
         if precision.stepped_dtype(spec.precision) == "bfloat16":
             model.to(torch.bfloat16)
-        self._blocks = _shard(model, workload.traits.blocks, mesh, spec, self._options)
+        self._units = units_of(model, workload.traits.blocks)
+        _shard(model, self._units.names, mesh, spec, self._options)
         if self._from_shards:
             model.to_empty(device=device)
             _initialise_shards(model, workload, spec.seed, device)
@@ -132,12 +133,19 @@ class ShardedEngine(TorchEngine):
                     if isinstance(each, FSDPModule):
                         each.reshard()
 
+    def remarks(self) -> Iterator[str]:
+        """Say of units that they are not those that the workload names."""
+        told = self._units.remark(self._spec.workload)
+        if told is not None:
+            yield f"{self._spec.strategy}: {told}"
+
     def facts(self) -> dict[str, JsonValue]:
         """Return what ran, with the mesh, the blocks, and whether the model was built in shards."""
         names = self._mesh.mesh_dim_names or ()
         sharding: dict[str, JsonValue] = {
             "mesh": {name: self._mesh.size(dim) for dim, name in enumerate(names)},
-            "blocks": cast("JsonValue", self._blocks),
+            "blocks": list(self._units.names),
+            "blocks_are": self._units.how,
             "options": cast("JsonValue", dict(self._options)),
             "policy": _policy_facts(_policy(self._spec, self._options)),
             "built_in_shards": self._from_shards,
@@ -157,22 +165,20 @@ def _mesh(world: World, options: Mapping[str, JsonValue]) -> DeviceMesh:
 
 def _shard(
     model: nn.Module,
-    patterns: Sequence[str],
+    units: Sequence[str],
     mesh: DeviceMesh,
     spec: RunSpec,
     options: Mapping[str, JsonValue],
-) -> list[str]:
-    """Shard every block, innermost first, then the root; return the blocks' names."""
+) -> None:
+    """Shard every unit, innermost first, then the root."""
     arguments: dict[str, Any] = {
         "mesh": mesh,
         "reshard_after_forward": options["reshard_after_forward"],
         "mp_policy": _policy(spec, options),
     }
-    named = [(n, m) for n, m in model.named_modules() if n and any(fnmatchcase(n, p) for p in patterns)]
-    for _, module in reversed(named):
-        fully_shard(module, **arguments)
+    for name in reversed(units):
+        fully_shard(model.get_submodule(name), **arguments)
     fully_shard(model, **arguments)
-    return [name for name, _ in named]
 
 
 def _policy(spec: RunSpec, options: Mapping[str, JsonValue]) -> MixedPrecisionPolicy:

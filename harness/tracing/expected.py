@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import torch
 
 from harness.interfaces import Predicts
+from harness.model_facts import units_of
 from harness.parameter_groups import role
 from harness.registry import OPTIMIZERS
 
@@ -30,10 +30,7 @@ def expected(
     with torch.device("meta"):
         model = workload.build()
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
-    patterns = workload.traits.blocks
-    blocks = tuple(
-        name for name, _ in model.named_modules() if any(fnmatchcase(name, pattern) for pattern in patterns)
-    )
+    blocks = units_of(model, workload.traits.blocks).names
     rule = getattr(OPTIMIZERS.get(spec.optimizer), "state_tensors", None)
     if rule is not None and optimizer.state_bytes is None:
         members = [(role(name, len(shape), workload.traits), shape) for name, shape in shapes.items()]

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 def machine(file: Path | None, specs: Sequence[RunSpec] = ()) -> Machine:
     """Return the machine that a file describes, or this one, with what the specs name out of tree."""
     from harness import probe
-    from harness.plan import out_of_tree
+    from harness.plan import out_of_tree, unmeasured
     from harness.verbs.planning import read_machine
 
     if file is not None:
         return read_machine(file)
     optimizers, workloads = out_of_tree(specs)
-    return probe.machine(optimizers, workloads, tell)
+    found = probe.machine(optimizers, workloads, tell)
+    return found.model_copy(update={"models": probe.models(unmeasured(specs, found))})
 
 
 def plan(specs: Sequence[RunSpec], on: Machine, *, everything: bool = False) -> Plan:

@@ -86,7 +86,7 @@ def table(plan: Plan) -> RenderableType:
     for name in ("workload", "optimizer", "strategy"):
         rows.add_column(name, overflow="fold")
     rows.add_column("ranks", justify="right")
-    rows.add_column("memory", justify="right", no_wrap=True)
+    rows.add_column("memory/rank", justify="right", no_wrap=True)
     rows.add_column("")
     specs = [cell.spec.model_dump(mode="json") for cell in plan.cells]
     workloads, optimizers = (
@@ -106,4 +106,5 @@ def table(plan: Plan) -> RenderableType:
             quantities.size(cell.estimated_bytes),
             verdict,
         )
-    return Group(rows, Text(""))
+    notes = dict.fromkeys(note for cell in plan.cells for note in cell.notes)
+    return Group(rows, *(Text(f"! {note}", style="yellow") for note in notes), Text(""))

@@ -22,6 +22,7 @@ from harness.interfaces import (
     WorkloadSize,
     WorkloadTraits,
 )
+from harness.model_facts import WHOLE, matches, units_of
 from harness.registry import WORKLOADS, static_traits
 
 if TYPE_CHECKING:
@@ -127,8 +128,13 @@ def test_patterns_name_parameters_and_blocks_that_exist(name: str) -> None:
     for pattern in (*traits.embeddings, *traits.heads, *traits.sparse_parameters):
         assert any(fnmatchcase(path, pattern) for path in parameters), pattern
     # A pattern for two-digit blocks may match nothing in smaller sizes; but no match may lie inside another.
-    blocks = [path for path in modules if any(fnmatchcase(path, pattern) for pattern in traits.blocks)]
-    assert bool(blocks) == bool(traits.blocks)
+    blocks = [path for path in modules if path and any(matches(path, pattern) for pattern in traits.blocks)]
+    assert bool(blocks) == (traits.blocks not in {(), WHOLE})
+    assert all(
+        units_of(model, traits.blocks).remark(name) is None
+        for model in models
+        if traits.blocks and not traits.optimizer_only
+    )
     assert not any(inner.startswith(f"{outer}.") for inner in blocks for outer in blocks)
 
 

@@ -24,6 +24,7 @@ from harness.errors import UnsupportedError
 from harness.interfaces import DataShard, World
 from harness.leaving import leave_world
 from harness.loop import steps
+from harness.model_facts import units_of
 from harness.registry import OPTIMIZERS, WORKLOADS, strategy
 from harness.spec import RunSpec
 
@@ -128,11 +129,7 @@ def predicted(spec, workload, world):
     with torch.device("meta"):
         model = workload.build()
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
-    from fnmatch import fnmatchcase
-
-    blocks = tuple(
-        name for name, _ in model.named_modules() if any(fnmatchcase(name, p) for p in workload.traits.blocks)
-    )
+    blocks = units_of(model, workload.traits.blocks).names
     found = chosen.predict(shapes, spec, OPTIMIZERS.get(spec.optimizer).traits, world, blocks)
     return {"held_bytes": dict(found.held_bytes), "payload_bytes": dict(found.payload_bytes)}
 
