@@ -16,7 +16,7 @@ from harness.machine import Machine
 from harness.model_facts import model_key
 from harness.registry import COLLECTORS, OPTIMIZERS, STRATEGIES, WORKLOADS, static_traits, strategy
 from harness.spec import OPTION_TABLES, NameChecks, RunSpec, suggest
-from harness.targets import NAME_IT, constructor_defaults, is_target, located, source
+from harness.targets import NAME_IT, constructor_defaults, is_target, located, short, source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -300,13 +300,13 @@ def known_model(spec: RunSpec, machine: Machine) -> ModelFacts | None:
 
 def _notes(spec: RunSpec, traits: WorkloadTraits, chosen: Strategy, facts: ModelFacts | None) -> Iterator[str]:
     units: Callable[[str, WorkloadTraits, ModelFacts | None], str | None] | None = getattr(chosen, "units", None)
-    told = units(spec.workload, traits, facts) if units is not None else None
+    told = units(short(spec.workload), traits, facts) if units is not None else None
     if told is not None:
         yield f"{spec.strategy}: {told}"
     declared = traits.size(spec.size).parameters
     if facts is not None and facts.parameters != declared and not spec.workload_options:
         yield (
-            f"{spec.workload} declares {declared:,} parameters and its model has {facts.parameters:,}; "
+            f"{short(spec.workload)} declares {declared:,} parameters and its model has {facts.parameters:,}; "
             "correct the sizes in its traits"
         )
 

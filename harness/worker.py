@@ -37,7 +37,7 @@ from harness.rankfile import RankWriter, read_rank_file
 from harness.registry import COLLECTORS, OPTIMIZERS, WORKLOADS, strategy
 from harness.seeding import seed_generators
 from harness.spec import RunSpec
-from harness.targets import is_target
+from harness.targets import is_target, short
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -219,7 +219,7 @@ class _Rank:
         told = workload.traits.size(self._spec.size).parameters
         if isinstance(found, int) and found != told and not self._spec.workload_options:
             self._writer.note(
-                f"{self._spec.workload} declares {told:,} parameters and its model has {found:,}; "
+                f"{short(self._spec.workload)} declares {told:,} parameters and its model has {found:,}; "
                 "correct the sizes in its traits"
             )
 

@@ -17,6 +17,7 @@ from harness.model_facts import units_of
 from harness.strategies.initialising import build, cast_inputs, initialise, persistent_buffers
 from harness.strategies.stepped import Idle, LocalShards
 from harness.strategies.torch_engine import TorchEngine
+from harness.targets import short
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -135,7 +136,7 @@ class ShardedEngine(TorchEngine):
 
     def remarks(self) -> Iterator[str]:
         """Say of units that they are not those that the workload names."""
-        told = self._units.remark(self._spec.workload)
+        told = self._units.remark(short(self._spec.workload))
         if told is not None:
             yield f"{self._spec.strategy}: {told}"
 
