@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from harness.interfaces import Category, Observed, StepResult
+    from harness.interfaces import Category, Observed, Phase, StepResult
     from harness.tracing.reading import Traced
 
     Span = tuple[int, int]  # addresses: the first byte, the one past the last
@@ -47,9 +47,11 @@ UNCLAIMED = _bytes("unclaimed_state_bytes")
 """What outlives the traced steps, may be the optimizer's, and is not reachable from it; None: the trace failed."""
 
 PEAK_ALLOCATED = _bytes("peak_allocated_bytes")
+"""Of training steps alone, those of the warm-up left out where there are others: evaluations and the run's own
+checks allocate between turns, and a compiler tries its kernels while it warms up."""
 PEAK_RESERVED = _bytes("peak_reserved_bytes")
 RSS_PEAK = _bytes("rss_peak_bytes")
-"""Since the process began, imports and model construction included."""
+"""Since the process began until the last turn's end, imports and model construction included."""
 RSS_GROWTH = _bytes("rss_growth_bytes")
 """From the end of the warm-up to the end of the run: what leaks shows here."""
 RSS = _bytes("rss_bytes", over_steps="max", keep_series=True)
@@ -69,21 +71,31 @@ class Memory:
         self._steps = 0
         self._reported = 0
         self._settled: tuple[int, int] | None = None
+        self._turn_begun = self._measured = False
+        self._peaks: dict[str, int | None] = {}
+        self._resident_peak: int | None = None
 
     def start(self, observed: Observed) -> None:
-        """Forget the allocator's peak so far, which is that of building the model."""
+        """Take the run's engine."""
         self._observed = observed
-        if observed.world.device.type != "cpu":
-            _ask("reset_peak_memory_stats", observed.world.device)
+
+    def mark(self, phase: Phase, step: int) -> None:
+        """Forget the allocator's peak of what came between two turns, as the first step of a turn begins."""
+        if self._turn_begun or self._observed is None:
+            return
+        self._turn_begun = True
+        if self._observed.world.device.type != "cpu":
+            _ask("reset_peak_memory_stats", self._observed.world.device)
 
     def observe(self, step: int, result: StepResult) -> None:
         """Count the steps."""
         self._steps = step + 1
 
     def turn(self) -> Iterable[Reading]:
-        """Report resident memory; walk the tensors once."""
+        """Report resident memory, take the peaks of the steps since the last turn; walk the tensors once."""
         if self._observed is None or self._steps == self._reported:
             return
+        self._take_peaks(self._observed, warming_up=self._reported < self._observed.spec.warmup_steps)
         if not self._reported:
             self._walk(self._observed)
         self._reported = self._steps
@@ -101,11 +113,9 @@ class Memory:
         self._walk(self._observed)
         for category, info in CATEGORIES.items():
             yield Reading(info, value=self._held[category])
-        device = self._observed.world.device
-        on_accelerator = device.type != "cpu"
-        yield Reading(PEAK_ALLOCATED, value=_ask("max_memory_allocated", device) if on_accelerator else None)
-        yield Reading(PEAK_RESERVED, value=_ask("max_memory_reserved", device) if on_accelerator else None)
-        yield Reading(RSS_PEAK, value=peak_resident_bytes())
+        yield Reading(PEAK_ALLOCATED, value=self._peaks.get("max_memory_allocated"))
+        yield Reading(PEAK_RESERVED, value=self._peaks.get("max_memory_reserved"))
+        yield Reading(RSS_PEAK, value=self._resident_peak)
         # No growth can be told where nothing came after the turn in which the warm-up ended.
         known = self._settled is not None and self._settled[0] < self._steps
         grown = resident_bytes() - self._settled[1] if known and self._settled is not None else None
@@ -116,6 +126,19 @@ class Memory:
         trace = traced.trace
         found = None if trace is None else unclaimed(trace.storages, trace.marks, COUNTED_STEP)
         yield Reading(UNCLAIMED, value=found)
+
+    def _take_peaks(self, observed: Observed, *, warming_up: bool) -> None:
+        """Keep the peaks of a turn that has just ended, before anything else allocates."""
+        self._turn_begun = False
+        self._resident_peak = peak_resident_bytes()
+        device = observed.world.device
+        if device.type == "cpu":
+            return
+        if not warming_up and not self._measured:
+            self._measured, self._peaks = True, {}
+        for what in ("max_memory_allocated", "max_memory_reserved"):
+            found, before = _ask(what, device), self._peaks.get(what)
+            self._peaks[what] = found if before is None or found is None else max(found, before)
 
     def _walk(self, observed: Observed) -> None:
         for category, held in occupied(observed.engine.tensors()).items():

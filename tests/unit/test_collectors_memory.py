@@ -1,5 +1,6 @@
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,7 +8,9 @@ from collector_runs import train
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.collectors import memory
 from harness.collectors.memory import Memory, occupied, peak_resident_bytes, resident_bytes
+from harness.interfaces import Observed, Phase, World
 from harness.tracing.storages import union
 
 
@@ -28,6 +31,64 @@ def test_an_allocators_peaks_are_unknown_on_a_cpu():
     found = train(Memory())
     assert found["peak_allocated_bytes"] is None
     assert found["peak_reserved_bytes"] is None
+
+
+class Allocator:
+    """Counts as an accelerator's caching allocator does."""
+
+    def __init__(self):
+        self.peak = 0
+
+    def uses(self, size):
+        self.peak = max(self.peak, size)
+
+    def ask(self, what, device):
+        if what == "reset_peak_memory_stats":
+            self.peak = 0
+            return None
+        return self.peak
+
+
+def test_the_allocators_peak_is_that_of_measured_steps_not_of_what_comes_between_turns(monkeypatch):
+    allocator = Allocator()
+    monkeypatch.setattr(memory, "_ask", allocator.ask)
+    world = World(0, 1, 0, torch.device("cuda", 0), "nccl")
+    engine = SimpleNamespace(tensors=lambda: ())
+    spec = SimpleNamespace(warmup_steps=1)
+    collector = Memory()
+    allocator.uses(9000)  # the model is built
+    collector.start(Observed(spec=spec, workload=None, engine=engine, world=world))
+    for step, (compiling, training, checking) in enumerate([(700, 100, 0), (0, 120, 600), (0, 110, 800)]):
+        for phase in (Phase.DATA, Phase.FORWARD, Phase.OPTIMIZER, Phase.END):
+            collector.mark(phase, step)
+            allocator.uses(max(compiling, training) if phase is Phase.OPTIMIZER else 50)
+        collector.observe(step, None)
+        list(collector.turn())
+        allocator.uses(checking)  # the run's own checks, an evaluation
+    list(collector.turn())  # after the last evaluation
+    found = {reading.info.name: reading.value for reading in collector.stop()}
+    assert found["peak_allocated_bytes"] == found["peak_reserved_bytes"] == 120
+
+
+def test_the_peak_of_a_run_that_only_warms_up_is_the_warm_ups(monkeypatch):
+    allocator = Allocator()
+    monkeypatch.setattr(memory, "_ask", allocator.ask)
+    world = World(0, 1, 0, torch.device("cuda", 0), "nccl")
+    engine, spec = SimpleNamespace(tensors=lambda: ()), SimpleNamespace(warmup_steps=1)
+    collector = Memory()
+    collector.start(Observed(spec=spec, workload=None, engine=engine, world=world))
+    collector.mark(Phase.DATA, 0)
+    allocator.uses(700)
+    collector.observe(0, None)
+    list(collector.turn())
+    assert {r.info.name: r.value for r in collector.stop()}["peak_allocated_bytes"] == 700
+
+
+def test_memory_that_the_end_of_a_run_takes_is_not_its_resident_peak(monkeypatch):
+    """The bandwidth check copies four last-level caches once the last turn is over."""
+    peaks = iter([10, 20, 30])
+    monkeypatch.setattr(memory, "peak_resident_bytes", lambda: next(peaks))
+    assert train(Memory(), steps=3, turn_steps=1, warmup_steps=1)["rss_peak_bytes"] == 30
 
 
 def test_resident_memory_is_reported_once_a_turn_and_its_peak_is_no_less():
