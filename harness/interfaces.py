@@ -209,6 +209,10 @@ class OptimizerTraits(BaseModel):
     sparse_gradients: Literal["no", "yes", "only", "undeclared"] = "no"
     owns_reduction: bool = False
     """Averages gradients over ranks itself: no DDP around it."""
+    takes_grad_scaler: bool = False
+    """Its step is handed fp16's gradient scaler and divides by the scale itself, after the engine has done so."""
+    gradients_in_backward: bool = False
+    """Takes gradients by hooks while backward runs: a step on gradients that were set otherwise does nothing."""
     default_lr: float | None = None
     """Peak learning rate unless the run names one: the algorithm's own; None: the constructor's."""
     state_dtypes: tuple[str, ...] = ("float32",)
@@ -224,6 +228,9 @@ class OptimizerTraits(BaseModel):
     """Of parameters that it can step on."""
     dtensor: Literal["yes", "no", "undeclared"] = "yes"
     """Whether it steps on DTensors, the shards of fsdp2; kernels that read raw addresses don't."""
+    own_initial_values: bool = False
+    """The first step replaces the parameters by initial values of its own, drawn by each tensor's place in the
+    list that it was given: right only where it is given the whole list of whole, plain tensors."""
     capturable: bool = False
     """The step can be captured in a CUDA graph (on CUDA)."""
     consumes_gradients: bool = False

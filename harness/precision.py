@@ -75,4 +75,6 @@ def _with_optimizer(spec: RunSpec, optimizer: OptimizerTraits) -> str | None:
         return f"{spec.optimizer} steps on {takes} parameters only; use --precision fp32, bf16 or bf16-master"
     if optimizer.closure and spec.precision == "fp16":
         return f"{spec.optimizer} evaluates the loss inside its step, where no gradient scaler reaches; use bf16"
+    if optimizer.takes_grad_scaler and spec.precision == "fp16":
+        return f"{spec.optimizer} divides by fp16's scale itself, after the engine has; use --precision bf16"
     return None

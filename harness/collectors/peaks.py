@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 TERA = 1e12
 
-# Part of the device's name -> (fp32 without TF32, bf16 without sparsity), in FLOP/s. First match wins.
+# Whole words of the device's name -> (fp32 without TF32, bf16 without sparsity), in FLOP/s. First match wins.
 DATA_SHEETS: tuple[tuple[str, float, float], ...] = (
     ("B200", 75 * TERA, 2250 * TERA),  # NVIDIA Blackwell B200 data sheet (HGX)
     ("GH200", 67 * TERA, 989.4 * TERA),  # NVIDIA GH200 data sheet
@@ -32,7 +33,7 @@ DATA_SHEETS: tuple[tuple[str, float, float], ...] = (
 def named_peak(name: str, precision: Precision) -> float | None:
     """Return a device's peak by name in FLOP/s; None: unknown, or without that precision."""
     for part, fp32, bf16 in DATA_SHEETS:
-        if part in name:
+        if re.search(rf"\b{re.escape(part)}\b", name):
             # Dense TF32 runs at half the rate of bf16 and fp16 on every NVIDIA part that has it.
             return {"fp32": fp32, "tf32": bf16 / 2}.get(precision, bf16) or None
     return None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     import torch
     from pydantic import JsonValue
+    from torch import Tensor
 
     from harness.interfaces import ParamGroup
     from harness.machine import Machine
@@ -76,7 +77,11 @@ class Apex(Implementation):
         word: str = "apex",
         fixed: Mapping[str, JsonValue] | None = None,
     ) -> None:
-        traits = {"dtensor": "no", "capturable": class_name == "FusedAdam"}  # the kernels read raw addresses
+        traits = {
+            "dtensor": "no",  # the kernels read raw addresses
+            "capturable": class_name == "FusedAdam",
+            "takes_grad_scaler": class_name == "FusedMixedPrecisionLamb",
+        }
         target = f"apex.optimizers:{class_name}"
         variants: dict[str, JsonValue] = {} if class_name in _COUNTLESS else {"counts": "group"}
         super().__init__(ALGORITHMS[algorithm], word, target, fixed=fixed, traits=traits, variants=variants)
@@ -98,10 +103,13 @@ class Apex(Implementation):
         listed = torch_groups(groups, chosen["lr"], chosen.get("weight_decay"))
         cls: type[torch.optim.Optimizer] = load(self.target)
         arguments = self._arguments(chosen)
+        rates = [float(group["lr"]) for group in listed]
         if "capturable" in arguments:
             arguments["capturable"] = spec.strategy_options.get("cuda_graph") is True
+        if arguments.get("capturable"):
+            listed = [{**group, "lr": _in_tensor(rate)} for group, rate in zip(listed, rates, strict=True)]
         optimizer = construct(cls, listed, **arguments)
-        _restore_rates(optimizer, [float(group["lr"]) for group in listed])
+        _restore_rates(optimizer, rates)
         return optimizer
 
 
@@ -110,6 +118,13 @@ def absence(found: Mapping[str, JsonValue]) -> str:
     reason = _REASONS.get(str(found.get("state", "absent")), _REASONS["broken"])
     detail = found.get("detail")
     return f"{reason} (found: {detail})" if detail else reason
+
+
+def _in_tensor(rate: float) -> Tensor:
+    """Return a rate as a capturable step wants it in a group: Apex moves it to the parameters' device."""
+    import torch
+
+    return torch.tensor(rate, dtype=torch.float32)
 
 
 def _restore_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:

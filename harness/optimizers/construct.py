@@ -99,7 +99,7 @@ def _holds_tensor(value: object) -> bool:
 def _part_groups(optimizer: torch.optim.Optimizer) -> None:
     """Copy each setting that holds a tensor and that an earlier group, or ``defaults``, has too."""
     held: set[int] = set()
-    for settings in (*optimizer.param_groups, optimizer.defaults):
+    for settings in (*optimizer.param_groups, getattr(optimizer, "defaults", {})):  # torchao's wrapper has none
         for name, value in settings.items():
             if name == "params" or not _holds_tensor(value):
                 continue

@@ -41,6 +41,7 @@ class Heavyball(ThirdParty):
         class_name: in heavyball.
         fixed: options that it knows one value of only.
         renamed: an option -> the constructor's word.
+        traits: further fields of OptimizerTraits.
     """
 
     package = family = "heavyball"
@@ -51,6 +52,7 @@ class Heavyball(ThirdParty):
         class_name: str,
         fixed: Mapping[str, JsonValue] | None = None,
         renamed: Mapping[str, str] | None = None,
+        traits: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             algorithm,
@@ -64,6 +66,7 @@ class Heavyball(ThirdParty):
                 "dtensor": "undeclared",
                 "compiled": True,
                 "consumes_gradients": True,
+                **(traits or {}),
             },
         )
         self._renamed = dict(renamed or {})
@@ -134,7 +137,8 @@ _TABLE = (
     Heavyball("laprop", "LaProp", fixed={"eps": 1e-8}),  # its option reaches no kernel
     Heavyball("adopt", "ADOPT"),
     Heavyball("muon-ema", "Muon"),
-    Heavyball("scion", "Scion"),
+    # Under DTensors its initial values are lost: it writes them into gathered copies.
+    Heavyball("scion", "Scion", traits={"own_initial_values": True}),
     Heavyball("soap", "SOAP"),
     Heavyball("psgd-kron", "PSGDKron"),
 )

@@ -46,6 +46,10 @@ CLASSES: Mapping[str, str] = MappingProxyType(
 )
 """Algorithm -> its class in torch.optim."""
 
+_READS_RATE = {("Adadelta", "forloop"), ("RMSprop", "forloop")}
+"""Capturable by flag, but a rate in a tensor, as a CUDA graph needs it, is read on the host in every step (2.11 to
+2.14: ``alpha=-lr``, ``value=-lr``)."""
+
 _FOREACH = ("foreach", "differentiable")
 _CAPTURABLE = (*_FOREACH, "capturable")
 FLAGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -117,7 +121,8 @@ class Native(Implementation):
             sparse=SPARSE.get((self.class_name, word), "no"),
             traits={
                 "dtensor": "no" if (self.class_name, word) in _PLAIN_TENSORS_ONLY else "yes",
-                "capturable": "capturable" in FLAGS[self.class_name],
+                "capturable": "capturable" in FLAGS[self.class_name]
+                and (self.class_name, word) not in _READS_RATE,
                 "compiled": word == "compiled",
             },
         )

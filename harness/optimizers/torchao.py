@@ -88,7 +88,7 @@ class Offloaded(ThirdParty):
             "torchao-cpu-offload",
             "torchao.optim:CPUOffloadOptimizer",
             more={"minimal_size": 4096},
-            traits={"dtensor": "no"},
+            traits={"dtensor": "no", "gradients_in_backward": True},
         )
 
     def unavailable(self, spec: RunSpec, machine: Machine) -> str | None:

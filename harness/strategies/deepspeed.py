@@ -13,6 +13,7 @@ from harness.kernels import KERNELS
 from harness.optimizers.deepspeed import not_installed
 from harness.optimizers.implementation import device_type, has_sparse_gradients
 from harness.registry import OPTIMIZERS
+from harness.strategies import refusals
 from harness.strategies.deepspeed_predictions import predicted
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ class _Zero:
                 f"{spec.optimizer} sets gradients to None as it steps, and {self.name} reads them afterwards; "
                 f"use --strategy zero{self.stage}"
             )
+        if self.stage > 0 and (reason := refusals.own_initial_values(spec, optimizer)):
+            return reason
         return self._unfit_granularity(spec, optimizer)
 
     def _unfit_granularity(self, spec: RunSpec, optimizer: OptimizerTraits) -> str | None:

@@ -52,6 +52,7 @@ class FSDP2:
             refusals.no_backward(spec, workload)
             or refusals.own_reduction(spec, optimizer)
             or _sparse(spec, workload)
+            or refusals.own_initial_values(spec, optimizer)
             or _unsharded_update(spec, optimizer)
             or _dtypes(spec, options)
             or self.shard_ranks(spec, options)

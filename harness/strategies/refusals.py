@@ -53,6 +53,17 @@ def sparse_gradients(spec: RunSpec, workload: WorkloadTraits) -> str | None:
     )
 
 
+def sparse_reduction(spec: RunSpec, workload: WorkloadTraits, machine: Machine) -> str | None:
+    """Refuse to average sparse gradients over accelerators, whose collectives take dense tensors alone."""
+    device = device_type(spec, machine)
+    if device == "cpu" or not has_sparse_gradients(spec, workload):
+        return None
+    return (
+        f"collectives on {device} reduce no sparse tensors, and {spec.workload} has sparse gradients; "
+        "set workload.sparse=false, or use --strategy single"
+    )
+
+
 def no_backward(spec: RunSpec, workload: WorkloadTraits) -> str | None:
     """Refuse workloads that only have an optimizer's step where the backward pass is what is spread."""
     if workload.optimizer_only:
@@ -66,6 +77,16 @@ def own_reduction(spec: RunSpec, optimizer: OptimizerTraits) -> str | None:
         return (
             f"{spec.optimizer} averages gradients over ranks itself, and {spec.strategy} has its own way; "
             "use --strategy apex-distributed"
+        )
+    return None
+
+
+def own_initial_values(spec: RunSpec, optimizer: OptimizerTraits) -> str | None:
+    """Refuse optimizers that draw initial values, where a rank is given parts of tensors or of their list."""
+    if optimizer.own_initial_values:
+        return (
+            f"{spec.optimizer} replaces the parameters in its first step by initial values of its own, drawn by "
+            f"each tensor's place in the list, and {spec.strategy} gives a rank parts of that; use --strategy ddp"
         )
     return None
 
@@ -109,6 +130,10 @@ def in_backward(
         (
             optimizer.closure or optimizer.loss or optimizer.granularity == "model",
             f"{name} needs all gradients at once, and a backward pass gives one after the other; {remedy}",
+        ),
+        (
+            optimizer.own_initial_values,
+            f"{name} draws initial values by each tensor's place in a list, which a list of one has not; {remedy}",
         ),
         (optimizer.compiled, f"{name} would compile its step once for each parameter; {remedy}"),
         (

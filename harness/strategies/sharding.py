@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from harness import precision
 from harness.errors import OptbenchError, UnsupportedError
 from harness.model_facts import units_of
+from harness.strategies import overflow
 from harness.strategies.initialising import build, cast_inputs, initialise, persistent_buffers
 from harness.strategies.stepped import Idle, LocalShards
 from harness.strategies.torch_engine import TorchEngine
@@ -78,6 +79,10 @@ class ShardedEngine(TorchEngine):
         if self._entry.traits.dtensor == "no" and not self._options["optimizer_in_backward"]:
             self._stepped = LocalShards(model.named_parameters())
         return model
+
+    def _agree_on_overflow(self, scaler: torch.amp.GradScaler) -> None:
+        if self._stepped is not None or isinstance(self._optimizer, Idle):
+            overflow.agree(scaler, self._optimizer, self._world.device, self._norm_group)
 
     def _build_optimizer(self, groups: Sequence[ParamGroup]) -> torch.optim.Optimizer:
         if not groups:  # every tensor of the model is shorter than the ranks are many

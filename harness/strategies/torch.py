@@ -102,6 +102,7 @@ class DDP:
         options = {**self.options, **spec.strategy_options}
         return (
             _unfit_for_replicas(spec, workload, optimizer)
+            or refusals.sparse_reduction(spec, workload, machine)
             or refusals.communication_hook(spec, workload, options, machine)
             or refusals.sparse_gradients(spec, workload)
         )
@@ -153,7 +154,7 @@ class ZeroRedundancy:
                 "ZeroRedundancyOptimizer takes dense gradients only, and "
                 f"{spec.workload} has sparse ones; set workload.sparse=false, or use --strategy ddp"
             )
-        return _unfit_for_replicas(spec, workload, optimizer)
+        return refusals.own_initial_values(spec, optimizer) or _unfit_for_replicas(spec, workload, optimizer)
 
     def start(self, workload: Workload, optimizer: Optimizer, spec: RunSpec, world: World) -> Engine:
         """Build a replica, wrap it, and give this rank's tensors to an optimizer of its own."""

@@ -17,6 +17,7 @@ from harness.optimizers.construct import facts as optimizer_facts
 from harness.parameter_groups import parameter_groups
 from harness.rates import set_lr
 from harness.stepping import Driver
+from harness.strategies import overflow
 from harness.strategies.clipping import clip
 from harness.strategies.held import kept
 from harness.strategies.held_parts import part_of
@@ -79,6 +80,8 @@ class TorchEngine:
         self._driver = Driver(self._optimizer, optimizer.name, optimizer.traits)
         self._autocast_dtype = AUTOCAST.get(spec.precision)
         self._scaler = torch.amp.GradScaler(world.device.type) if spec.precision == "fp16" else None
+        if self._scaler is not None:
+            overflow.refuse_second_unscaling(self._optimizer)
         self._scale: float | None = None
         self._operators = StepOperators()
         self._steps = 0
@@ -124,6 +127,7 @@ class TorchEngine:
             self._stepped.collect()
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
+            self._agree_on_overflow(self._scaler)
         norm = self._clip()
         skipped = False
         with self._watching() if self._steps <= WATCHED else _nothing:
@@ -135,6 +139,9 @@ class TorchEngine:
         if self._stepped is not None:
             self._stepped.publish()
         return StepResult(loss, norm, skipped)
+
+    def _agree_on_overflow(self, scaler: torch.amp.GradScaler) -> None:
+        """Nothing: replicas have the same gradients."""
 
     def _watching(self) -> contextlib.AbstractContextManager[None]:
         """Count the operators of one warm-up step; what compiles then would find a mode in its way."""

@@ -417,7 +417,8 @@ def _kernels(results: Any, spans: Sequence[tuple[int, int]]) -> tuple[Kernels, K
     collective: list[tuple[int, int]] = []
     other: list[tuple[int, int]] = []
     for event in results.events():
-        if event.device_type() != DeviceType.CUDA:
+        # Ranges of the host's stand on the device's timeline too, over the kernels that they launched.
+        if event.device_type() != DeviceType.CUDA or event.is_user_annotation():
             continue
         start = event.start_ns()
         if any(first <= start < end for first, end in spans):

@@ -56,7 +56,10 @@ def jobs(plan: Plan, like: str | None) -> tuple[list[Job], list[Certificate]]:
     able, refused = [], []
     for cell in plan.cells:
         spec = cell.spec
-        if cell.unsupported is None:
+        unprovable = proofs.unprovable(spec, OPTIMIZERS.get(spec.optimizer).traits)
+        if cell.unsupported is None and unprovable is not None:
+            refused.append(_without_proof(spec, like, "unsupported", unprovable))
+        elif cell.unsupported is None:
             job = plain_job(spec, like) if spec.strategy == "single" else Job(spec=spec, like=like)
             if job not in able:
                 able.append(job)
@@ -187,15 +190,20 @@ def for_runs(
     cells = [cell for cell in plan.runnable() if cell.index in pending]
     wanted: dict[str, Job] = {}
     by_cell: dict[int, str] = {}
+    unproved: dict[int, dict[str, JsonValue]] = {}
     for cell in cells:
-        if OPTIMIZERS.get(cell.spec.optimizer).traits.owns_reduction:
+        traits = OPTIMIZERS.get(cell.spec.optimizer).traits
+        if (reason := proofs.unprovable(cell.spec, traits)) is not None:
+            unproved[cell.index] = {"outcome": "not verified", "reason": reason}
+            continue
+        if traits.owns_reduction:
             continue  # steps within a world only
         job = plain_job(cell.spec)
         by_cell[cell.index] = job.model_dump_json()
         wanted[by_cell[cell.index]] = job
     certificates = certified(list(wanted.values()), machine, store, told, quiet_s=quiet_s, built=built)
     made = dict(zip(wanted, certificates, strict=True))
-    return {index: proofs.of_run(*made[job]) for index, job in by_cell.items()}
+    return unproved | {index: proofs.of_run(*made[job]) for index, job in by_cell.items()}
 
 
 def document(found: Sequence[tuple[str, Certificate]]) -> dict[str, JsonValue]:

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 CERTIFICATE_VERSION = 1
 """Raised whenever trials, bounds or references change what they would find: older certificates then expire."""
 
+AMPLIFIED = "rounding is amplified"
+"""Name of the check that records what a change of the gradients' last bits makes of an update."""
+
 Verdict = Literal["passed", "wrong", "recorded", "not applicable"]
 
 
@@ -63,6 +66,11 @@ class Certificate(BaseModel):
     """Class, version and source hash of the implementation, torch build, device."""
     took_s: float | None = None
     made_unix_s: float | None = None
+
+    @property
+    def amplification(self) -> float | None:
+        """What a change of the gradients' last bits makes of an update, relative to it; None: not measured."""
+        return next((check.error for check in self.checks if check.name == AMPLIFIED), None)
 
     @property
     def worst(self) -> Check | None:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
+    from harness.interfaces import OptimizerTraits
+    from harness.spec import RunSpec
     from harness.verification.certificate import Certificate
 
 NOT_ASKED: Mapping[str, JsonValue] = MappingProxyType({"outcome": "not verified", "reason": "--no-verify"})
@@ -19,6 +21,16 @@ NOT_PROVED: Mapping[str, JsonValue] = MappingProxyType(
     {"outcome": "not verified", "reason": "it steps within a world only, where verify with --strategy proves it"}
 )
 """Of a run whose optimizer has no proof over plain tensors of one rank."""
+
+
+def unprovable(spec: RunSpec, traits: OptimizerTraits) -> str | None:
+    """Return why no trial can be made of an optimizer, or None."""
+    if traits.gradients_in_backward:
+        return (
+            f"{spec.optimizer} takes gradients by hooks while backward runs, and trials over plain tensors have "
+            "none; its loss curve beside another implementation's tells whether it is right"
+        )
+    return None
 
 
 def of_run(name: str, made: Certificate) -> dict[str, JsonValue]:
@@ -34,6 +46,7 @@ def of_run(name: str, made: Certificate) -> dict[str, JsonValue]:
         "reason": made.reason,
         "cause": made.cause,
         "reference": made.reference,
+        "amplification": made.amplification,
     }
 
 

@@ -170,6 +170,15 @@ def test_a_step_launches_one_kernel_for_each_group(name, order, kernels):
     assert kernels.calls == order * STEPS
 
 
+@pytest.mark.parametrize("name", ["adam/apex", "adamw/apex"])
+def test_under_a_cuda_graph_rates_are_tensors_of_the_groups_own(name, kernels):
+    plain, _ = train(name, lr=0.05)
+    found, optimizer = train(name, lr=0.05, strategy_options={"cuda_graph": True})
+    assert all(isinstance(group["lr"], torch.Tensor) for group in optimizer.param_groups)
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [0.05, 0.025]
+    torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-7)  # a rate in a tensor is a float32
+
+
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_the_record_tells_class_flags_and_arguments(name, kernels):
     _, optimizer = train(name, lr=0.05)

@@ -170,3 +170,13 @@ def test_a_proof_that_cannot_be_made_is_not_stored(events, store, monkeypatch, o
     ((name, made),) = verifying.certified([job], MACHINE, store, lambda _: None)
     assert (name, made.outcome) == ("", outcome)
     assert not list(store.root.glob("certificate-*"))
+
+
+def test_what_takes_its_gradients_from_backward_is_trained_without_a_proof_that_has_none(events, store):
+    offloaded = cell(0, "adamw/torchao-cpu-offload", device="accelerator")
+    able, refused = verifying.jobs(Plan(cells=(offloaded,)), None)
+    assert able == []
+    assert "takes gradients by hooks while backward runs" in refused[0].reason
+    (record,) = train(store, offloaded)
+    assert record.verification == {"outcome": "not verified", "reason": refused[0].reason}
+    assert events == [("train", "adamw/torchao-cpu-offload")]

@@ -119,6 +119,13 @@ def test_deepspeeds_own_muon_runs_where_zero_orthogonalises_whole_gradients():
     assert refused("zero3", "muon/deepspeed", strategy_options={"reduce_scatter": False}) is None
 
 
+def test_an_optimizer_that_draws_initial_values_itself_runs_under_stage_zero_only():
+    traits = OptimizerTraits(algorithm="x", granularity="element", own_initial_values=True)
+    assert refused("zero0", traits=traits) is None
+    for name in (*STAGES[1:], *OFFLOADED):
+        assert "initial values of its own" in refused(name, traits=traits), name
+
+
 def test_undeclared_optimizers_pass_the_plan_and_those_that_average_themselves_do_not():
     assert refused("zero2", traits=ELEMENT.model_copy(update={"granularity": "undeclared"})) is None
     assert "twice" in str(refused("zero2", traits=ELEMENT.model_copy(update={"owns_reduction": True})))

@@ -184,6 +184,18 @@ def test_peaks_are_told_by_name_and_precision_and_unknown_ones_are_none():
     assert named_peak("Some GPU", "fp32") is None
 
 
+@pytest.mark.parametrize("name", ["NVIDIA L40", "NVIDIA A10G", "NVIDIA A1000", "NVIDIA RTX A100X", "NVIDIA H2001"])
+def test_a_device_does_not_get_the_peak_of_one_whose_name_is_part_of_its_own(name):
+    assert named_peak(name, "bf16") is None
+
+
+def test_the_peak_of_the_longest_name_is_taken():
+    assert named_peak("NVIDIA L40S", "fp32") == 91.6e12
+    assert named_peak("NVIDIA L4", "fp32") == 30.3e12
+    assert named_peak("NVIDIA A100-SXM4-80GB", "bf16") == 312e12
+    assert named_peak("NVIDIA GH200 480GB", "fp32") == named_peak("NVIDIA H200", "fp32") == 67e12
+
+
 @pytest.fixture
 def pinned(monkeypatch):
     """Pinning, which the CPU build cannot do, noted: the shapes that were pinned."""

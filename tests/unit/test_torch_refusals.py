@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from harness import precision
 from harness.interfaces import OptimizerTraits, Predicts, World
 from harness.machine import Accelerator, Machine
 from harness.plan import resolve, workload_traits
@@ -128,6 +129,40 @@ def test_a_cuda_graph_is_refused_what_cannot_be_replayed(fields, word):
 def test_an_optimizer_that_reduces_gradients_itself_goes_elsewhere(name):
     traits = OptimizerTraits(algorithm="adamw", granularity="element", owns_reduction=True)
     assert "--strategy apex-distributed" in refused(name, traits=traits)
+
+
+def test_sparse_gradients_are_averaged_on_cpus_only():
+    assert refused("ddp", optimizer="sparseadam/forloop", workload="recommender", world_size=2) is None
+    on_gpus = refused("ddp", optimizer="sparseadam/forloop", workload="recommender", gpus=2, world_size=2)
+    assert "reduce no sparse tensors" in on_gpus
+    assert "workload.sparse=false" in on_gpus
+    assert refused("single", optimizer="sparseadam/forloop", workload="recommender", gpus=1) is None
+
+
+def test_an_optimizer_that_unscales_itself_is_refused_fp16():
+    here = machine(GPU)
+    fp16 = RunSpec(workload="gpt", optimizer="lamb/apex-mixed-precision", precision="fp16")
+    traits = OPTIMIZERS.get(fp16.optimizer).traits
+    assert "--precision bf16" in precision.unsupported(fp16, traits, here)
+    assert precision.unsupported(fp16.model_copy(update={"precision": "bf16"}), traits, here) is None
+
+
+OWN_VALUES = OptimizerTraits(algorithm="x", granularity="element", own_initial_values=True)
+"""Draws initial values by the place of a tensor in the list that it is given."""
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "hsdp", "zero-redundancy"])
+def test_an_optimizer_that_draws_initial_values_itself_is_refused_where_a_rank_is_given_parts(name):
+    reason = refused(name, traits=OWN_VALUES)
+    assert "initial values of its own" in reason
+    assert "--strategy ddp" in reason
+
+
+def test_an_optimizer_that_draws_initial_values_itself_runs_where_a_rank_has_all_of_them():
+    assert refused("single", traits=OWN_VALUES) is None
+    assert refused("ddp", traits=OWN_VALUES) is None
+    in_backward = {"strategy_options": {"optimizer_in_backward": True}}
+    assert "place in a list" in refused("single", traits=OWN_VALUES, **in_backward)
 
 
 def test_distributed_fused_adam_goes_with_its_own_strategy_on_cuda_only():

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
 
 from harness.contract import checked
 from harness.interfaces import DataShard, Phase, World
 from harness.registry import OPTIMIZERS, WORKLOADS, strategy
 from harness.spec import RunSpec
+from harness.tracing import recording
 from harness.tracing.expected import expected
 from harness.tracing.ledger import balance
 from harness.tracing.recording import COUNTED_STEP, STEPS, record
@@ -98,3 +101,31 @@ def test_an_engine_or_workload_that_raises_is_passed_on():
     trained.batches = iter(())
     with pytest.raises(StopIteration):
         trained.trace()
+
+
+class DeviceEvent:
+    """What the profiler tells of something on the device's timeline, as kineto has it."""
+
+    def __init__(self, name, start, duration, *, annotation=False):
+        self.told = {"name": name, "start_ns": start, "duration_ns": duration, "is_user_annotation": annotation}
+
+    def device_type(self):
+        return DeviceType.CUDA
+
+    def __getattr__(self, name):
+        return lambda: self.told[name]
+
+
+def test_ranges_on_the_devices_timeline_are_no_kernels():
+    """They lie over the collectives that they launched, and would hide them whole."""
+    events = [
+        DeviceEvent("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 100, 50),
+        DeviceEvent("nccl:all_reduce", 90, 70, annotation=True),
+        DeviceEvent("Optimizer.step#AdamW.step", 0, 400, annotation=True),
+        DeviceEvent("FSDP::post_backward", 80, 100, annotation=True),
+        DeviceEvent("gemm", 120, 10),
+        DeviceEvent("Memcpy HtoD", 100, 10),
+    ]
+    collective, other = recording._kernels(SimpleNamespace(events=lambda: events), [(0, 1000)])
+    assert collective == ((100, 150),)
+    assert other == ((120, 130),)

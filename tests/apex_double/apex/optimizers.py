@@ -62,9 +62,13 @@ class FusedAdam(_Fused):
             raise RuntimeError("FusedAdam does not support the AMSGrad variant.")
         if master_weights and not capturable:
             raise RuntimeError("Master weights is currently only supported with the capturable version.")
+        lr = torch.tensor(lr, dtype=torch.float32) if capturable else lr
         defaults = {"lr": lr, "bias_correction": bias_correction, "betas": betas, "eps": eps}
         super().__init__(params, {**defaults, "weight_decay": weight_decay}, set_grad_none=set_grad_none)
         self.adam_w_mode = int(adam_w_mode)
+        if capturable:  # the default is made a tensor, a group's own rate is not
+            for group in self.param_groups:
+                group["lr"] = group["lr"].to(device=group["params"][0].device)
 
     def step(self, closure=None):
         for group in self.param_groups:
@@ -72,7 +76,7 @@ class FusedAdam(_Fused):
             self.apply(
                 self.kernels.multi_tensor_adam,
                 self.lists(group, "exp_avg", "exp_avg_sq"),
-                group["lr"],
+                float(group["lr"]),
                 *group["betas"],
                 group["eps"],
                 group["step"],
