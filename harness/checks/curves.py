@@ -34,6 +34,10 @@ STATE_ROUNDING = {"float64": 0.0, "float32": 0.0, "float16": 1e-3, "bfloat16": 1
 CODED = 1e-2
 """What a state in codes of few bits adds, whatever the code."""
 
+AMPLIFIES = 1e-3
+"""Relative difference of an update that the last bit of each gradient makes, from which a reader is told of it.
+Of 220 optimizers over small tensors SOAP's and SPlus's reach 0.5 to 0.7, nearly all others stay below 1e-4."""
+
 SAME = (
     *("workload", "size", "data", "workload_options", "strategy", "strategy_options", "precision", "device"),
     *("world_size", "seed", "steps", "global_batch", "accumulation", "clip_norm", "lr", "schedule"),
@@ -62,11 +66,13 @@ def parted(records: Sequence[RunRecord], results: Path | None = None) -> list[st
 def parting(one: RunRecord, other: RunRecord) -> int | None:
     """Return the first step, from 1, in which the losses of two runs leave the band; None: they never do.
 
-    The band is ``ROUNDING``, or ``GROWTH`` times the largest difference of the steps before.
+    The band is ``ROUNDING``, or what the proof of one of them says that its algorithm makes of rounding, or
+    ``GROWTH`` times the largest difference of the steps before.
     """
     states = [dtype for record in (one, other) for dtype in _state_dtypes(record)]
     precisions = [str(record.spec.get("precision")) for record in (one, other)]
-    return parts(_curve(one), _curve(other), band(precisions, states))
+    amplified = min(WIDEST, max(amplification(one), amplification(other)))
+    return parts(_curve(one), _curve(other), max(band(precisions, states), amplified))
 
 
 def band(precisions: Iterable[str], state_dtypes: Iterable[str]) -> float:
@@ -78,6 +84,28 @@ def band(precisions: Iterable[str], state_dtypes: Iterable[str]) -> float:
     """
     widest = max(ROUNDING.get(each, max(ROUNDING.values())) for each in precisions)
     return widest + max((STATE_ROUNDING.get(each, CODED) for each in state_dtypes), default=0.0)
+
+
+def amplification(record: RunRecord) -> float:
+    """Return what the gradients' last bits alone make of an update, relative to it, as the run's proof found.
+
+    0: little, or nobody has measured it.
+    """
+    found = record.verification.get("amplification")
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
+        return 0.0
+    return float(found) if math.isfinite(found) else WIDEST
+
+
+def amplifies(record: RunRecord) -> str | None:
+    """Return a note on losses that repeat to few digits only, for the reader of a run; None: nothing to say."""
+    found = amplification(record)
+    if found <= AMPLIFIES:
+        return None
+    return (
+        f"amplifies rounding: the last bit of each gradient alone changes an update by {found:.1%} of its size. "
+        "Losses part early under another strategy, world size or implementation, and none of them is wrong"
+    )
 
 
 def parts(one: Sequence[float | None], other: Sequence[float | None], rounding: float) -> int | None:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.checks.curves import parted
+from harness.checks.curves import amplifies, parted
 from harness.record import is_evaluation
 from harness.reports import ledger, quantities
 from harness.reports.printable import copied, printable
@@ -155,7 +155,7 @@ def _notes(members: Sequence[RunRecord]) -> Sequence[RenderableType]:
         if record.outcome != "completed":
             told = f"{record.outcome.replace('_', ' ')}: {record.reason or 'no reason recorded'}"
             notes.append(Text(f"  {name} {told} [{record.run_id}]"))
-        flagged = [ledger.lower_bound(record), ledger.unattributed(record)]
+        flagged = [ledger.lower_bound(record), ledger.unattributed(record), amplifies(record)]
         notes += [Text(f"  {name}: {note}", style="yellow") for note in [*record.notes, *filter(None, flagged)]]
     return notes + same_code(members)
 

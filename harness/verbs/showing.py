@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from harness.checks.curves import amplifies
 from harness.errors import InvalidInputError, Problem
 from harness.invocation import command
 from harness.record import is_curve
@@ -114,7 +115,7 @@ def run(record: RunRecord) -> RenderableType:
         *_verification(record),
         *ledger.render(record),
         *([] if record.outcome == "wrong" else [_metrics(record)]),
-        *(Text(note, style="yellow") for note in record.notes),
+        *(Text(note, style="yellow") for note in (*record.notes, amplifies(record)) if note),
     ]
     return Group(*parts)
 

@@ -18,6 +18,7 @@ from harness import precision
 from harness.errors import UnsupportedError
 from harness.probe import machine
 from harness.registry import load, strategy
+from harness.verification import whole_tensors
 from harness.verification.certificate import Check
 from harness.verification.driving import resumed, settled, simple, stream_of
 from harness.verification.engine_causes import ABSENCES, OWN, behaviours
@@ -79,6 +80,8 @@ def trials(
         if any(check.verdict == "wrong" for check in checks):
             causes = judge.causes(made)
         checks.append(_absent(optimizer, spec, world, judge))
+    if whole_tensors.applies(optimizer, spec, is_held=reference is not None and reference.update is not None):
+        checks += whole_tensors.checks(optimizer, settled(spec, world), made[0], world.device)
     replicas = _replicas(made, world)
     return _agreed(_gathered((checks, causes), world), replicas)
 
@@ -178,7 +181,8 @@ class _Judge:
         if size == 0:
             return (0.0 if difference == 0 else math.inf), 1.0
         largest = float(before.abs().max())
-        allowed = self._bound.at(step, largest, size, coded=False) + ROUNDINGS * self._bound.unit
+        allowed = self._bound.at(step, largest, size, coded=False, matrix=before.ndim >= 2)
+        allowed += ROUNDINGS * self._bound.unit
         return difference / size, allowed
 
     def causes(self, made: Sequence[Trial]) -> list[str]:

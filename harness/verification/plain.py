@@ -10,6 +10,7 @@ import torch
 from harness.errors import UnsupportedError
 from harness.precision import stepped_dtype
 from harness.registry import load
+from harness.verification.amplifying import amplified
 from harness.verification.besides import besides, nonfinite
 from harness.verification.bounds import bound
 from harness.verification.certificate import Check
@@ -97,6 +98,7 @@ class _Trials:
                 continue
             self._try(scenario, held.lr)
         self.checks.append(nonfinite(self.optimizer, self.spec))
+        self.checks.append(amplified(self.optimizer, self.spec))
         return self.checks, self.cause
 
     def _ask_for_a_rate(self, trace: Trace) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness.seeding import seed_generators
+from harness.verification.amplifying import amplified
 from harness.verification.besides import besides, nonfinite
 from harness.verification.certificate import Check, Verdict
 from harness.verification.demands import Declared, demand, refused
@@ -60,7 +61,7 @@ def trials(optimizer: Optimizer, spec: RunSpec) -> tuple[list[Check], str | None
     repeats, draws = pairs.repeats()
     checks = [_every_element(trace), _standstill(trace, draws=draws), *besides(trace, optimizer)]
     checks += [repeats, *pairs.all()] if repeats.verdict == "passed" else [repeats]
-    checks.append(nonfinite(optimizer, spec))
+    checks += [nonfinite(optimizer, spec), amplified(optimizer, spec)]
     return checks, _cause(trace, checks)
 
 

@@ -74,8 +74,42 @@ def unclipped_config_left_out():
         deepspeed.initialize = real
 
 
+@contextlib.contextmanager
+def one_ulp_in_gradients():
+    """Changes the last bit of every element of every gradient, up or down by a draw."""
+    from harness.strategies.torch_engine import TorchEngine
+
+    real = TorchEngine._build
+    generator = torch.Generator().manual_seed(7)
+
+    def nudged(gradient):
+        signs = torch.randint(0, 2, gradient.shape, generator=generator) * 2 - 1
+        return gradient * (1 + signs * torch.finfo(gradient.dtype).eps)
+
+    def build(self):
+        model = real(self)
+        for parameter in model.parameters():
+            parameter.register_hook(nudged)
+        return model
+
+    TorchEngine._build = build
+    try:
+        yield
+    finally:
+        TorchEngine._build = real
+
+
+@contextlib.contextmanager
+def other_draws():
+    """Leaves torch's generator elsewhere, for optimizers that draw numbers."""
+    torch.manual_seed(7)
+    yield
+
+
 PATCHES = {
     None: contextlib.nullcontext,
+    "one-ulp": one_ulp_in_gradients,
+    "other-draws": other_draws,
     "muon-fp32": muon_in_fp32,
     "no-clipping-entry": unclipped_config_left_out,
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from harness.checks import bandwidth, batches, clock, curves, gradients, work
 from harness.checks.findings import Findings
@@ -20,6 +22,7 @@ from harness.interfaces import DataShard, OptimizerTraits
 from harness.record import Metric, RunRecord
 from harness.registry import OPTIMIZERS
 from harness.reports.standing import results_of
+from harness.reports.table import render
 from harness.spec import RunSpec
 from harness.verbs.console import exit_code
 from harness.worker import _cause
@@ -302,6 +305,23 @@ def test_curves_of_other_algorithms_seeds_strategies_or_numbers_are_not_compared
     ):
         assert curves.parted([one, another]) == []
     assert curves.parted([one, record("adamw/b", other, arguments={"lr": 0.001, "foreach": True})])
+
+
+def test_curves_of_an_algorithm_that_amplifies_rounding_may_part_and_its_rows_say_so():
+    good = [5.0 * 0.95**step for step in range(30)]
+    apart = [loss * (1 + (0.02 if step > 1 else 0.0)) for step, loss in enumerate(good)]
+    one, other = record("soap/a", good), record("soap/b", apart)
+    assert len(curves.parted([one, other])) == 1
+    proof = {"outcome": "passed", "amplification": 0.58}
+    proved = [each.model_copy(update={"verification": proof}) for each in (one, other)]
+    assert curves.parted(proved) == []
+    console = Console(width=400, file=io.StringIO())
+    console.print(render(proved))
+    assert console.file.getvalue().count("changes an update by 58.0% of its size") == 2
+    assert curves.amplifies(one) is None
+    assert curves.amplifies(one.model_copy(update={"verification": {**proof, "amplification": 3e-6}})) is None
+    worse = record("soap/c", [loss * 2 for loss in good]).model_copy(update={"verification": proof})
+    assert len(curves.parted([proved[0], worse])) == 1
 
 
 def test_the_speed_of_a_wrong_run_is_no_result():

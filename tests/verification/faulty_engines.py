@@ -11,6 +11,7 @@ from harness.interfaces import StepResult
 from harness.strategies.fsdp2 import FSDP2
 from harness.strategies.replicas import data_parallel
 from harness.strategies.sharding import ShardedEngine
+from harness.strategies.stepped import LocalShards
 from harness.strategies.torch import _DDP, DDP
 from harness.strategies.torch_engine import TorchEngine
 
@@ -322,3 +323,19 @@ class OneRankRounds(Replicas):
 class Raises(Replicas):
     def start(self, workload, optimizer, spec, world):
         raise ValueError("broken on purpose")
+
+
+class _ShardsForTensors(ShardedEngine):
+    def _build(self):
+        model = super()._build()
+        self._stepped = LocalShards(model.named_parameters())
+        return model
+
+
+class ShardsForTensors(FSDP2):
+    """Hands out shards as plain tensors, whatever the optimizer does with them."""
+
+    name = "shards-for-tensors"
+
+    def start(self, workload, optimizer, spec, world):
+        return _ShardsForTensors(workload, optimizer, spec, world, {**self.options, **spec.strategy_options})

@@ -53,6 +53,17 @@ FAULTS = {
 }
 
 
+WHOLE = {
+    ("Normed", "ddp"): "passed",
+    ("Normed", "fsdp2"): "passed",
+    ("Normed", "faulty_engines:ShardsForTensors"): "wrong",
+    ("ByPlace", "ddp"): "passed",
+    ("ByPlace", "zero-redundancy"): "wrong",
+    ("Eigenbasis", "zero-redundancy"): "passed",
+}
+"""Optimizers without a reference that depend on whole tensors or their list: what a strategy makes of them."""
+
+
 MORE_FAULTS = {
     "Summed",
     "OnlyRankZero",
@@ -100,8 +111,9 @@ DAILY = ["Replicas", *(name for name in FAULTS if name not in MORE_FAULTS), "Rai
 @pytest.fixture(scope="module")
 def daily(tmp_path_factory):
     """Return the certificates of sound cells and of engines from outside: one world made all."""
-    made = proved(tmp_path_factory.mktemp("proved"), [*sound_jobs(SOUND), *engine_jobs(DAILY)])
-    return dict(zip([*SOUND, *DAILY], made, strict=True))
+    whole = [{"optimizer": f"unlike_elements:{name}", "strategy": strategy} for name, strategy in WHOLE]
+    made = proved(tmp_path_factory.mktemp("proved"), [*sound_jobs(SOUND), *whole, *engine_jobs(DAILY)])
+    return dict(zip([*SOUND, *WHOLE, *DAILY], made, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +146,17 @@ def test_more_sound_engines_pass_every_check(tmp_path):
 
 def test_an_engine_from_outside_passes_too(faulty):
     assert faulty["Replicas"]["outcome"] == "passed", faulty["Replicas"]["reason"]
+
+
+@pytest.mark.parametrize("cell", WHOLE, ids="-".join)
+def test_what_depends_on_whole_tensors_is_held_to_itself_on_one_rank(daily, cell):
+    """Also where its decomposition is arbitrary: gradients are the same to the bit, and so are updates."""
+    made = daily[cell]
+    assert made["outcome"] == WHOLE[cell], made
+    (check,) = [check for check in made["checks"] if check["name"] == "as over whole tensors"]
+    assert check["verdict"] == WHOLE[cell]
+    if WHOLE[cell] == "wrong":
+        assert "moves otherwise than over whole tensors on one rank" in made["reason"]
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if name not in MORE_FAULTS])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 from faulty_optimizers import FAULTS, SOUND
 
+from harness.checks.curves import AMPLIFIES
 from harness.optimizers.algorithms import ALGORITHMS
 from harness.optimizers.construct import construct, torch_groups
 from harness.optimizers.implementation import Implementation
 from harness.optimizers.torch_native import OPTIMIZERS as NATIVE
 from harness.references.table import reference
+from harness.registry import OPTIMIZERS
 from harness.spec import RunSpec
+from harness.verification.amplifying import amplified
 from harness.verification.plain import trials
 
 
@@ -78,3 +81,19 @@ def test_the_native_registry_passes(names):
         if wrong(checks):
             alarms[name] = (cause, wrong(checks))
     assert alarms == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "amplifies"),
+    [("adamw/foreach", False), ("muon/forloop", False), ("unlike_elements:Eigenbasis", True)],
+)
+def test_what_an_algorithm_makes_of_the_gradients_last_bits_is_measured(name, amplifies):
+    check = amplified(OPTIMIZERS.get(name), spec_of(name))
+    assert check.verdict == "recorded"
+    assert (check.error > AMPLIFIES) == amplifies
+    assert amplifies or check.error < 1e-4
+
+
+def test_over_bfloat16_parameters_what_is_made_of_rounding_is_not_measured():
+    spec = spec_of("adamw/foreach").model_copy(update={"precision": "bf16-pure"})
+    assert amplified(NATIVE["adamw/foreach"], spec).verdict == "not applicable"
