@@ -52,8 +52,8 @@ def amplified(optimizer: Optimizer, spec: RunSpec) -> Check:
         for step, row in enumerate(relative(one, other), start=1)
         for name, apart in row.items()
     ]
-    error, step, tensor = max(found)
-    return Check(name=AMPLIFIED, verdict="recorded", error=error, step=step, tensor=tensor)
+    largest, step, tensor = max(found)
+    return Check(name=AMPLIFIED, verdict="recorded", error=largest, step=step, tensor=tensor)
 
 
 def _played(optimizer: Optimizer, spec: RunSpec, change: Callable[[Tensor], Tensor]) -> list[dict[str, Tensor]]:
