@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness.parameter_groups import parameter_groups
+from harness.rates import set_lr
 from harness.seeding import seed_generators
+from harness.stepping import Driver
 from harness.verification.amplifying import other_last_bits, relative
 from harness.verification.certificate import Check
 from harness.verification.known import asked
 from harness.verification.linear import Linear
-from harness.verification.playing import rates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ def applies(optimizer: Optimizer, spec: RunSpec, *, is_held: bool) -> bool:
         is_held: it is held to a reference, which is enough for element-wise algorithms.
     """
     traits = optimizer.traits
-    alone = spec.precision == "fp32" and not traits.closure and not traits.owns_reduction
+    alone = spec.precision == "fp32" and not (traits.closure or traits.loss or traits.owns_reduction)
     return alone and not (is_held and traits.granularity == "element")
 
 
@@ -140,17 +141,13 @@ class _Alone:
         live = self._optimizer.build(parameter_groups(parameters.items(), Linear.traits), self._spec)
         if self._optimizer.traits.evaluation_switch and hasattr(live, "train"):
             live.train()
-        peaks = rates(live)
+        driver = Driver(live, self._optimizer.name, self._optimizer.traits)
         found = [_copied(parameters)]
         for step, factor in enumerate(self._trial.factors):
-            for group, peak in zip(live.param_groups, peaks, strict=True):
-                if isinstance(group.get("lr"), torch.Tensor):
-                    group["lr"].fill_((peak or 0.0) * factor)
-                elif peak is not None:
-                    group["lr"] = peak * factor
+            set_lr(live, factor)
             for name, gradient in asked(self._trial, step, 0).items():
                 parameters[name].grad = change(gradient.to(self._device, torch.float32))
-            live.step()
+            driver.step()
             found.append(_copied(parameters))
         return found
 

@@ -7,8 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from harness.interfaces import ParamGroup
-from harness.optimizers.construct import set_lr
 from harness.optimizers.torch_native import OPTIMIZERS
+from harness.rates import set_lr
 from harness.spec import RunSpec
 
 CAPTURABLE = [
