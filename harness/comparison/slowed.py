@@ -93,8 +93,12 @@ def recorded(quiet: Sequence[Comparison], busy: Sequence[Comparison], made: str)
         made: how, for people.
     """
     undisturbed = [_fast([*quiet, *busy], arm) for arm in range(len(busy[0].arms))]
-    valid = [launch for each in quiet for launch in each.launches if launch.invalid is None]
-    launches = [launch for launch in valid if _slowed(launch, undisturbed) <= QUIET]
+    used = [
+        (each, launch)
+        for each in quiet
+        for launch in each.launches
+        if launch.invalid is None and _slowed(launch, undisturbed) <= QUIET
+    ]
     slower: list[tuple[float, float]] = []
     for each in busy:
         later = [turn for launch in each.launches[1:] for turn in launch.turns]
@@ -102,8 +106,8 @@ def recorded(quiet: Sequence[Comparison], busy: Sequence[Comparison], made: str)
         slower += [(began + turn.started_s, (mean_step(turn) or 0.0) / undisturbed[turn.arm]) for turn in later]
     return Recording(
         made=made,
-        ready_s=median(each.launches[0].turns[0].started_s for each in quiet),
-        launches=tuple(_rounds(each) for each in launches),
+        ready_s=round(median(each.launches[0].turns[0].started_s for each, _ in used), 3),
+        launches=tuple(_rounds(launch) for _, launch in used),
         slower=tuple((round(at, 3), round(factor, 3)) for at, factor in slower),
     )
 

@@ -194,7 +194,7 @@ def test_beside_a_neighbour_that_begins_after_the_plan_a_slowdown_is_found_and_t
     chance = random.Random(0)
     found = [plays(recording, (0, 2), 120.0, margin=0.025, chance=chance) for _ in range(200)]
     same = [plays(recording, (0, 1), 120.0, margin=0.025, chance=chance, exchange=True) for _ in range(200)]
-    assert sum(each.verdict == "slower" for each in found) >= 198
+    assert sum(each.verdict == "slower" for each in found) >= 195  # fewer where 99 in 100 are found: p < 0.02
     assert (
         sum(each.verdict in {"slower", "faster"} for each in same) <= 6
     )  # more than 2 in 100 by chance: p < 0.01
