@@ -43,10 +43,11 @@ def now_s() -> float:
 def disagreement(turns: list[TimedTurn]) -> str | None:
     """Say by how much the recorded times miss the time that went by; None: they fill it.
 
-    The median over turns decides, since a rank may lose its core between two steps of one.
+    The median over turns decides, since a rank may lose its core between two steps of one. Where most turns are too
+    short, the few long ones are those in which it did, and nothing can be told.
     """
     known = [turn for turn in turns if turn.elapsed_s >= LEAST_S]
-    if not known:
+    if 2 * len(known) <= len(turns):
         return None
     missing = statistics.median((t.elapsed_s - t.told_s - SLACK_S * t.steps) / t.elapsed_s for t in known)
     surplus = statistics.median((t.told_s - t.elapsed_s) / t.elapsed_s for t in known)

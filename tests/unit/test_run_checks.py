@@ -186,6 +186,8 @@ def test_the_clock_must_account_for_the_turn_but_for_the_loops_own_time():
     assert clock.disagreement([clock.TimedTurn(10, 1.2, 1.0)]) is not None
     assert clock.disagreement([clock.TimedTurn(10, 0.0005, 0.0015)]) is None  # too short to tell
     assert clock.disagreement([]) is None
+    short = clock.TimedTurn(1, 0.0008, 0.0009)
+    assert clock.disagreement([short] * 4 + [clock.TimedTurn(1, 0.0009, 0.0149)]) is None  # lost its core once
 
 
 def test_a_step_faster_than_memory_is_told():
