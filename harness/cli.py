@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -10,8 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from harness import cli_comparisons, user_path
-from harness.errors import CorruptFileError, Interruption, InvalidInputError, OptbenchError, Problem
+from harness import __version__, cli_comparisons, user_path
+from harness.errors import (
+    NO_SPACE_EXIT_CODE,
+    CorruptFileError,
+    Interruption,
+    InvalidInputError,
+    OptbenchError,
+    Problem,
+)
 from harness.invocation import command
 from harness.verbs import here
 from harness.verbs import specs as options
@@ -21,10 +29,13 @@ from harness.verbs.console import (
     INTERRUPTED,
     INVALID_INPUT,
     WRONG,
+    UnwrittenError,
+    Written,
     errors,
     exit_code,
     output,
     print_json,
+    sensible,
     tell,
 )
 
@@ -51,23 +62,63 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Run a verb; every error that optbench raises on purpose becomes a message and an exit code."""
+    for name in set(os.environ) - set(sensible(os.environ)):
+        del os.environ[name]  # the help's own console reads them, too
     user_path.extend(otherwise=str(Path.cwd()))
     for number in INTERRUPTIONS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it, or a shell's background job
             signal.signal(number, _interrupt)
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (Written(stream) for stream in streams)
     try:
-        code = app(standalone_mode=False)
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has gone, head say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), streams[0].fileno())
+        code = DONE
+    except UnwrittenError as error:
+        code = _unwritten(error)
+    finally:
+        sys.stdout, sys.stderr = streams
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        code: int | None = app(standalone_mode=False)
     except typer.Exit as error:
-        code = error.exit_code
+        return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         errors.print("optbench: interrupted", style="red")
-        code = INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone, head say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = DONE
+        return INTERRUPTED
     except (OptbenchError, WrongWords) as error:
-        code = _explain(error)
-    sys.exit(code or DONE)
+        return _explain(error)
+    return code or DONE
+
+
+def _unwritten(error: UnwrittenError) -> int:
+    """Say that what was found could not be printed; no verdict has that exit code, since nobody has read one."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), error.stream.fileno())  # nor would the interpreter's last flush work
+    name = "standard output" if error.stream.fileno() == 1 else "standard error"
+    remedy = "make room, or print elsewhere; what was stored is kept"
+    with contextlib.suppress(OSError):
+        errors.print(f"optbench: {name} cannot be written: {error}\n    {remedy}", markup=False, style="red")
+    return NO_SPACE_EXIT_CODE
+
+
+def _version(asked: bool) -> None:  # noqa: FBT001  # typer calls it so
+    if asked:
+        output.print(f"optbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _optbench(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take the options that stand before any verb."""
 
 
 def _explain(error: Exception) -> int:

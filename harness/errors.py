@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 
 NO_SPACE_EXIT_CODE = 74
-"""A rank's exit code when it could not write its results (sysexits.h: EX_IOERR): nothing else could tell."""
+"""Exit code of a rank that could not write its results, and of a command that could not print them (sysexits.h:
+EX_IOERR): nothing else could tell."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from harness import nvml
 from harness.cgroup import ROOT
+from harness.installing import install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,13 +55,9 @@ def missing(machine: Machine, root: Path = ROOT) -> Iterator[Missing]:
             part="ninja", why="DeepSpeed's and Apex's kernels cannot be built", remedy="pip install ninja"
         )
     if machine.packages.get("deepspeed") is None:
-        yield Missing(
-            part="DeepSpeed", why="its optimizers cannot run", remedy="pip install 'optbench[deepspeed]'"
-        )
+        yield Missing(part="DeepSpeed", why="its optimizers cannot run", remedy=install("deepspeed"))
     if absent := [name for name in THIRD_PARTY if machine.packages.get(name) is None]:
-        yield Missing(
-            part=", ".join(absent), why="their optimizers cannot run", remedy="pip install 'optbench[third-party]'"
-        )
+        yield Missing(part=", ".join(absent), why="their optimizers cannot run", remedy=install("third-party"))
     yield from _missing_for_gpus(machine, root)
     if shutil.which("git") is None:
         yield Missing(part="git", why="records carry no commit", remedy=_install("git"))

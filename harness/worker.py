@@ -50,6 +50,11 @@ if TYPE_CHECKING:
     from harness.record import Outcome
 
 
+QUIET = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+"""Of ranks whose output is a person's terminal: without it the profiler reports each stage of its own. torch reads
+both when it is imported."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank; return its exit code: 0 done, 1 the run ended otherwise, 2 the words given are wrong."""
     parser = argparse.ArgumentParser(prog="harness.worker", description="One rank of one run.")
@@ -69,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _by_hand(plan: Path, results: Path) -> int:
     """Make the run's folder on rank 0, train, and let rank 0 write the manifest once all ranks ended."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
@@ -208,7 +215,8 @@ class _Rank:
             traits = OPTIMIZERS.get(spec.optimizer).traits.model_dump(mode="json")
             ran = engine.facts()
             self._compare_sizes(workload, ran.get("parameters"))
-            self._writer.facts({**ran, "workload": json_safe(found), "optimizer_traits": traits})
+            more = {"workload": json_safe(found), "optimizer_traits": traits, "sources": _sources(spec)}
+            self._writer.facts({**ran, **more})
         self._trace(engine, workload, batches, world, collectors, imported_rss_bytes)
         engine.close()
         if world.backend is not None:

@@ -19,7 +19,7 @@ MARKER = (
     "optbench(optimizers, *, workload='gpt', size=None, **spec): step these optimizers, names or patterns such as "
     "'adamw/*', on this workload through pytest-benchmark"
 )
-NO_BENCHMARK = "optbench.step needs pytest-benchmark: pip install 'optbench[pytest]', and no -p no:benchmark"
+NO_BENCHMARK = "optbench.step needs pytest-benchmark: {}, and no -p no:benchmark"
 
 
 class Bench:
@@ -46,7 +46,9 @@ class Bench:
             The last step's loss.
         """
         if not _has_benchmark(self._request.config):
-            pytest.fail(NO_BENCHMARK, pytrace=False)
+            from harness.installing import install
+
+            pytest.fail(NO_BENCHMARK.format(install("pytest")), pytrace=False)
         name = optimizer or self._optimizer
         if name is None:
             pytest.fail("optbench.step() names no optimizer, nor does a marker", pytrace=False)

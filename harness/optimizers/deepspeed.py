@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import kernels
 from harness.errors import UnsupportedError
+from harness.installing import install
 from harness.optimizers.algorithms import ALGORITHMS
 from harness.optimizers.construct import construct, torch_groups
 from harness.optimizers.implementation import Implementation, device_type
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     Arguments = Callable[[dict[str, Any]], dict[str, Any]]
     """From canonical hyperparameters to the constructor's keywords."""
 
-_INSTALL = "run pip install 'optbench[deepspeed]'"
 _NO_TOOL: Mapping[str, str] = MappingProxyType(
     {
         "c++": "needs a C++ compiler, and none was found; run apt-get install g++ (or your system's like)",
@@ -157,9 +157,9 @@ class DeepSpeed(Implementation):
 def not_installed(machine: Machine) -> str | None:
     """Return why DeepSpeed cannot be imported on that machine and what to do about it, or None."""
     if machine.packages.get("deepspeed") is None:
-        return f"DeepSpeed is not installed; {_INSTALL}"
+        return f"DeepSpeed is not installed; run {install('deepspeed')}"
     error = machine.families.get("deepspeed", {}).get("error")
-    return None if error is None else f"DeepSpeed cannot be imported: {error}; {_INSTALL}"
+    return None if error is None else f"DeepSpeed cannot be imported: {error}; run {install('deepspeed')}"
 
 
 def offloads(spec: RunSpec) -> bool:

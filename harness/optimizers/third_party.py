@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from harness import installing
 from harness.optimizers.algorithms import ALGORITHMS
 from harness.optimizers.construct import construct, torch_groups
 from harness.optimizers.implementation import Implementation, device_type
@@ -20,18 +21,17 @@ if TYPE_CHECKING:
     from harness.machine import Machine
     from harness.spec import RunSpec
 
-INSTALL = "run pip install 'optbench[third-party]'"
 
-
-def absent(package: str, family: str, machine: Machine, install: str = INSTALL) -> str | None:
+def absent(package: str, family: str, machine: Machine, install: str | None = None) -> str | None:
     """Return why a package cannot be used on that machine, and the command that brings it; None: it can.
 
     Args:
         package: the distribution's name.
         family: whose probe tells whether the import works.
         machine: what the probe found.
-        install: what to do about it.
+        install: what to do about it; None: install our extra.
     """
+    install = install or f"run {installing.install('third-party')}"
     if machine.packages.get(package) is None:
         return f"{package} is not installed; {install}"
     error = machine.families.get(family, {}).get("error")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,7 +12,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.contract import scalar_loss
-from harness.errors import UnsupportedError
+from harness.errors import OptbenchError, UnsupportedError
 from harness.interfaces import OptimizerOnlyWorkload, Phase, StepResult
 from harness.optimizers.construct import facts as optimizer_facts
 from harness.parameter_groups import parameter_groups
@@ -186,7 +187,7 @@ class TorchEngine:
             if index == 0:
                 self._forget_gradients()
             with self._without_reduction() if index < last else _nothing:
-                with self._autocast():
+                with self._autocast(), self._naming_unused():
                     loss = scalar_loss(self._workload.loss(self._model, batch))
                 loss = loss / len(micro_batches) if last else loss
                 if self._in_backward is None:
@@ -239,6 +240,25 @@ class TorchEngine:
         # Not optimizer.zero_grad(): libraries override it, and what a step costs must not depend on that.
         for parameter in self._parameters:
             parameter.grad = None
+
+    @contextlib.contextmanager
+    def _naming_unused(self) -> Iterator[None]:
+        """Name the parameters that the loss does not depend on, and our option, where DDP stumbles over them.
+
+        Raises:
+            OptbenchError: in the second forward pass, in which DDP finds that some of the first had no gradient.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if "find_unused_parameters" not in str(error):
+                raise
+            told = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
+            named = [name for name, each in self._module.named_parameters() if each.requires_grad]
+            unused = [named[int(index)] for index in told[1].split()] if told else ["some parameters"]
+            what = f"the loss does not depend on {', '.join(unused[:5])}{' …' if len(unused) > 5 else ''}"
+            remedy = "--set strategy.find_unused_parameters=true, or leave them out of the model"
+            raise OptbenchError(f"{what}, for whose gradients {self._spec.strategy} waits; {remedy}") from error
 
     def _without_reduction(self) -> contextlib.AbstractContextManager[None]:
         model = self._model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from harness import installing
 from harness.comparison.model import COMPARISON_VERSION, Arm, Comparison
 from harness.errors import CorruptFileError, InvalidInputError, OptbenchError, Problem
 from harness.invocation import command
@@ -74,20 +76,13 @@ def _place_problems(arm: Arm) -> list[Problem]:
         return [*found, Problem(f"{where}: python", f"{arm.python} is no program", "name an interpreter")]
     missing = _missing_packages(arm)
     if missing:
-        remedy = f"{arm.python} -m pip install {_installable()}"
+        own = installing.source()
+        remedy = f"{arm.python} -m pip install {shlex.quote('optbench' if own is None else own.place)}"
         if missing == ["harness"]:
             remedy += ", or give the arm the path of a checkout of optbench"
         told = ", ".join("optbench" if each == "harness" else each for each in missing)
         found.append(Problem(f"{where}: python", f"{arm.python} lacks {told}", remedy))
     return found
-
-
-def _installable() -> str:
-    """Return what pip installs this optbench from: its checkout, where it is one."""
-    import harness
-
-    root = Path(harness.__file__).parents[1]
-    return str(root) if (root / "pyproject.toml").is_file() else "optbench"
 
 
 def _missing_packages(arm: Arm) -> list[str]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from harness.invocation import command
 from harness.verbs import here
-from harness.verbs.console import FAILED, INTERRUPTED, errors, exit_code, output, print_json
+from harness.verbs.console import FAILED, INTERRUPTED, console, errors, exit_code, output, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,7 +35,7 @@ def run(
 
     interrupted = False
     try:
-        with log, SweepDisplay(Console(stderr=True), [cell.spec for cell in found.cells]) as display:
+        with log, SweepDisplay(console(stderr=True), [cell.spec for cell in found.cells]) as display:
             pending = store.pending(store.read_sweep(log.sweep_id))
             built = Kernels(display.tell)
 

@@ -157,11 +157,11 @@ def test_a_machine_that_has_everything_misses_nothing(tmp_path):
         ({"torch": None, "torch_build": {"error": "ImportError: libc"}}, "torch", "pip install torch"),
         ({"compilers": {"c++": None, "ninja": "1.12"}}, "C++ compiler", "g++"),
         ({"compilers": {"c++": "12", "ninja": None}}, "ninja", "pip install ninja"),
-        ({"packages": {"deepspeed": None}}, "DeepSpeed", "pip install 'optbench[deepspeed]'"),
+        ({"packages": {"deepspeed": None}}, "DeepSpeed", "pip install -e '.[deepspeed]'"),
         (
             {"packages": dict.fromkeys(("torchao", "heavyball"), "1.0")},
             "bitsandbytes, pytorch-optimizer, schedulefree",
-            "pip install 'optbench[third-party]'",
+            "pip install -e '.[third-party]'",
         ),
     ],
 )

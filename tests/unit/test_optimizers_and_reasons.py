@@ -251,7 +251,7 @@ def test_lbfgs_takes_one_rate_only():
     ("name", "fields", "words"),
     [
         ("adamw/compiled", {"compilers": {"c++": None}}, "apt-get install g++"),
-        ("adamw/deepspeed", {"packages": {"deepspeed": None}}, "pip install 'optbench[deepspeed]'"),
+        ("adamw/deepspeed", {"packages": {"deepspeed": None}}, "pip install -e '.[deepspeed]'"),
         ("adamw/deepspeed", {"compilers": {"c++": None, "ninja": "1"}}, "apt-get install g++"),
         ("adamw/deepspeed-cpu", {"compilers": {"c++": "1", "ninja": None}}, "pip install ninja"),
         ("lion/deepspeed", {}, "use lion/deepspeed-cpu"),
