@@ -43,8 +43,8 @@ def now_s() -> float:
 def disagreement(turns: list[TimedTurn]) -> str | None:
     """Say by how much the recorded times miss the time that went by; None: they fill it.
 
-    The median over turns decides, since a rank may lose its core between two steps of one. Where most turns are too
-    short, the few long ones are those in which it did, and nothing can be told.
+    The median over turns decides, since a rank may lose its core between two steps of one. Where most turns are
+    too short, the few long ones are those in which it did, and nothing can be told.
     """
     known = [turn for turn in turns if turn.elapsed_s >= LEAST_S]
     if 2 * len(known) <= len(turns):
