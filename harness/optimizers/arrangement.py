@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from harness.interfaces import OptimizerTraits
 from harness.optimizers.construct import torch_groups
+from harness.rates import number
 from harness.registry import OPTIMIZERS
 from harness.spec import suggest
 
@@ -91,6 +92,8 @@ def flagged(
 ) -> list[dict[str, Any]]:
     """Return torch's groups, in each of which every flag says whether its tensors are of the flag's role.
 
+    The rate is that of the flagged ones: published classes have another default for the rest.
+
     Args:
         groups: of the model.
         flags: key of the groups -> role; ``matrix`` means 2-D here, as for ``matrices_only``.
@@ -105,7 +108,17 @@ def flagged(
             for side, answer in zip(split(members, _of(role)), (True, False), strict=True)
             if side
         ]
-    return [{**group, **said} for side, said in parts for group in torch_groups(side, lr, weight_decay)]
+    return [
+        {**(_own_defaults(group) if said and not any(said.values()) else group), **said}
+        for side, said in parts
+        for group in torch_groups(side, lr, weight_decay)
+    ]
+
+
+def _own_defaults(group: dict[str, Any]) -> dict[str, Any]:
+    """Leave rate and decay of unflagged tensors to the class, which has others for them; no decay stays none."""
+    stays = {"params"} if number(group.get("weight_decay")) else {"params", "weight_decay"}
+    return {name: value for name, value in group.items() if name in stays}
 
 
 def is_matrix(group: ParamGroup, tensor: Tensor) -> bool:
@@ -142,8 +155,8 @@ def form(cls: Callable[..., Any]) -> Form:
 
 
 def _handed(cls: Callable[..., Any]) -> Iterator[inspect.Parameter]:
-    for number, each in enumerate(_parameters(cls)):
-        if each.name in _FORMS and (number == 0 or each.default is each.empty):
+    for place, each in enumerate(_parameters(cls)):
+        if each.name in _FORMS and (place == 0 or each.default is each.empty):
             yield each
 
 

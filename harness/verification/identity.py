@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from harness.machine import Machine
     from harness.verification.certificate import Certificate
 
-PROVING = ("references", "verification", "optimizers", "strategies")
-"""Packages of optbench whose sources take part in a proof."""
+PROVING = ("references", "verification", "optimizers", "strategies", "stepping.py", "rates.py")
+"""Packages and modules of optbench whose sources take part in a proof."""
 
 STEPPED_IN = {"bf16-pure": "bf16-pure"}
 """Precision of a run -> what its optimizer steps on, where that is not fp32."""
@@ -125,8 +125,9 @@ def proving_sources() -> str:
 
     root = Path(harness.__file__).parent
     digest = hashlib.sha256()
-    for package in PROVING:
-        for path in sorted((root / package).rglob("*.py")):
+    for each in PROVING:
+        place = root / each
+        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
             digest.update(f"{path.relative_to(root)}".encode() + path.read_bytes())
     return digest.hexdigest()[:32]
 

@@ -167,7 +167,8 @@ class _Trials:
         if known is not None:
             return dict(known(spec))
         algorithm = load("harness.optimizers.algorithms:ALGORITHMS")[self.reference.algorithm]
-        return {**algorithm.options, "lr": algorithm.lr, **trace.defaults}
+        found = {**algorithm.options, "lr": algorithm.lr, **trace.defaults}
+        return {**found, "adamw_lr": _companion_rate(trace)} if "adamw_lr" in found else found
 
     def _held(self, scenario: Scenario, trace: Trace, lr: float | None = None) -> Held:
         spec = scenario.spec(self.spec, lr)
@@ -212,6 +213,13 @@ def judged(name: str, differences: Sequence[Difference]) -> Check:
         step=found.step,
         tensor=found.tensor,
     )
+
+
+def _companion_rate(trace: Trace) -> float | None:
+    """Return the rate of what is no matrix, which another optimizer may take; None: that of the matrices."""
+    stage = trace.scenario.stage
+    others = [m.name for m in stage.members if stage.groups[m.group].role == "vector"]
+    return next((rate for name in others if (rate := trace.lr.get(name)) is not None), None)
 
 
 def _peak(trace: Trace) -> float:

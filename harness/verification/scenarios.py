@@ -73,7 +73,17 @@ def main(traits: OptimizerTraits) -> Scenario:
 
 def _main_groups(traits: OptimizerTraits) -> tuple[Group, ...]:
     """Return the groups; those that minimise all parameters as one vector know one learning rate."""
-    return tuple(replace(group, lr_scale=1.0) for group in _GROUPS) if traits.closure else _GROUPS
+    groups = tuple(replace(group, lr_scale=1.0) for group in _GROUPS) if traits.closure else _GROUPS
+    return _alike(groups) if _knows_no_groups(traits) else groups
+
+
+def _knows_no_groups(traits: OptimizerTraits) -> bool:
+    """Say whether the constructor gets names or a model, and treats all parameters alike."""
+    return traits.takes in {"named_parameters", "model"}
+
+
+def _alike(groups: tuple[Group, ...]) -> tuple[Group, ...]:
+    return tuple(replace(group, lr_scale=1.0, decay=True) for group in groups)
 
 
 def _stage(traits: OptimizerTraits) -> Stage:
@@ -127,6 +137,8 @@ def others(traits: OptimizerTraits, options: Mapping[str, Any], fixed: Mapping[s
         found.append(Scenario("sparse gradients", rows, 20, 10))
     if traits.sparse_gradients == "only":
         found = [replace(each, stage=_with_sparse(each.stage)) for each in found]
+    if _knows_no_groups(traits):
+        found = [replace(each, stage=replace(each.stage, groups=_alike(each.stage.groups))) for each in found]
     return found
 
 

@@ -193,3 +193,15 @@ class Flagged(Plain):
 
 class Unflagged(Flagged):
     traits = OptimizerTraits(algorithm="flagged", granularity="matrix")
+
+
+class FlaggedWithDefaults(torch.optim.Optimizer):
+    """Has another rate and decay for the groups that are not flagged."""
+
+    traits = OptimizerTraits(algorithm="flagged", granularity="matrix", group_flags={"use_muon": "matrix"})
+
+    def __init__(self, params, lr=0.02, weight_decay=0.1, adamw_lr=3e-4, adamw_wd=0.01):
+        for group in params:
+            group.setdefault("lr", lr if group["use_muon"] else adamw_lr)
+            group.setdefault("weight_decay", weight_decay if group["use_muon"] else adamw_wd)
+        super().__init__(params, {})
