@@ -100,7 +100,7 @@ def amplification(record: RunRecord) -> float:
 def amplifies(record: RunRecord) -> str | None:
     """Return a note on losses that repeat to few digits only, for the reader of a run; None: nothing to say."""
     found = amplification(record)
-    if found <= AMPLIFIES:
+    if found <= AMPLIFIES or record.outcome != "completed":
         return None
     return (
         f"amplifies rounding: the last bit of each gradient alone changes an update by {found:.1%} of its size. "

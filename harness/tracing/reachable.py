@@ -101,7 +101,10 @@ def _hung_on(tensor: Any) -> Iterator[tuple[str, object]]:
     Other attributes are how it is spread or wrapped: layouts, meshes, process groups.
     """
     with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001  # else a subclass would run code of its own
-        gradient = tensor.grad if tensor.is_leaf else None
+        try:
+            gradient = tensor.grad if tensor.is_leaf else None
+        except RuntimeError:  # a view made without gradients, of what was changed with them: torch won't place it
+            gradient = None
     if gradient is not None:
         yield "grad", gradient
     for name, value in list(tensor.__dict__.items()):
