@@ -208,10 +208,10 @@ def arithmetic_is_what_the_precision_says() -> dict[str, Any]:
 
 
 def set_arithmetic(precision: str) -> None:
-    from harness import worker
+    from harness import world
     from harness.spec import RunSpec
 
-    worker._arithmetic(RunSpec(workload="gpt", optimizer="adamw/fused", precision=precision))
+    world.arithmetic(RunSpec(workload="gpt", optimizer="adamw/fused", precision=precision))
 
 
 @fact
