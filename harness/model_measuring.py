@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
     from harness.interfaces import Workload
     from harness.spec import RunSpec
+
+
+STEP_LIMIT_S = 20.0
+"""What the step may take before it is given up."""
 
 
 def of_workload(target: str, spec: RunSpec, micro_batch: int) -> ModelFacts:
@@ -44,7 +50,8 @@ def measured(workload: Workload, spec: RunSpec, micro_batch: int) -> ModelFacts:
     inside = [sum(n for name, n in sizes.items() if name.startswith(f"{unit}.")) for unit in units.names]
     held: tuple[int | None, int | None] = (None, None)
     if not workload.traits.optimizer_only:
-        with contextlib.suppress(Exception):  # a model that reads its values cannot be stepped so
+        # A model that reads its values cannot be stepped so, and strangers' code may wait for something.
+        with contextlib.suppress(Exception), _within(STEP_LIMIT_S):
             held = _stepped(workload, spec, micro_batch)
     return ModelFacts(
         parameters=sum(sizes.values()),
@@ -54,6 +61,25 @@ def measured(workload: Workload, spec: RunSpec, micro_batch: int) -> ModelFacts:
         root_elements=sum(sizes.values()) - sum(inside),
         largest_elements=max(inside, default=0),
     )
+
+
+@contextlib.contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError after so long; where signals cannot be had, never."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(_number: int, _frame: object) -> None:
+        raise TimeoutError(f"took longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _stepped(workload: Workload, spec: RunSpec, micro_batch: int) -> tuple[int, int]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
+from harness import model_measuring
 from harness.interfaces import WorkloadSize, WorkloadTraits, World
 from harness.memory import PROCESS_BYTES, rank_bytes
 from harness.model_facts import ModelFacts, model_key
@@ -127,3 +130,17 @@ def test_the_estimate_is_near_what_a_traced_step_holds(precision, options):
     peak = claimed.peak_bytes - claimed.at_peak["unattributed"]
     estimate = rank_bytes(full, traits, optimizer.traits, chosen) - PROCESS_BYTES
     assert estimate == pytest.approx(peak, rel=0.25)
+
+
+class Waiting(Lying):
+    """Waits for data that never come."""
+
+    def batches(self, shard):
+        time.sleep(60)
+        yield from self._inner.batches(shard)
+
+
+def test_a_workload_that_waits_is_measured_without_its_step(monkeypatch):
+    monkeypatch.setattr(model_measuring, "STEP_LIMIT_S", 0.2)
+    facts = measured(Waiting(), only(spec(strategy="single")).spec, 8)
+    assert (facts.parameters, facts.activation_bytes, facts.peak_bytes) == (1_032_576, None, None)

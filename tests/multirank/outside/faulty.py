@@ -37,10 +37,10 @@ class Faulty:
 
     def __init__(self, size=None, data=None, *, fault="none", step=3, rank=1):
         self.fault, self.step, self.rank = fault, step, rank
-        self.seen = 0
+        self.seen, self.size = 0, size
 
     def build(self):
-        return nn.Linear(1, 1)
+        return nn.Linear(10**6, 10**6, bias=False) if self.size == "huge" else nn.Linear(1, 1)
 
     def initialise(self, name, tensor, seed):
         tensor.zero_()
