@@ -74,8 +74,8 @@ def compare(
 ) -> None:
     """Compare arms live, interleaved on this machine, with an interval and a verdict; or stored runs."""
     from harness.store import Store
+    from harness.verbs import arm_plans, compared, comparing
     from harness.verbs import arms as reading
-    from harness.verbs import compared, comparing
     from launch.building import Kernels
 
     store = Store(results)
@@ -112,15 +112,14 @@ def compare(
     with gathered(problems):
         asked = reading.asked(words or [], arms or [], given, settings or [], margin, budget)
     refuse(problems)
-    specs = [arm.spec for arm in asked.arms]
-    machine = here.machine(None, specs)
-    plan_found = here.plan(specs, machine)
-    sides = comparing.planned(asked.arms, plan_found)
+    comparing.refuse_places(asked.arms)
+    plans = arm_plans.plan_arms(asked.arms)
+    sides = comparing.planned(asked.arms, plans.plan)
     store.check_writable()
     for line in comparing.alike(sides):
         tell(line)
-    comparing.build_kernels(plan_found.cells, Kernels(tell))
-    proofs, wrong = comparing.proved(sides, plan_found, machine, store, tell, asked=verify, timeout_s=timeout)
+    comparing.build_kernels(plans.plan.cells, Kernels(tell))
+    proofs, wrong = comparing.proved(sides, plans, store, tell, asked=verify, timeout_s=timeout)
     if wrong is not None:
         errors.print(f"optbench: not compared: {wrong}", markup=False, style="red")
         raise typer.Exit(WRONG)

@@ -122,6 +122,20 @@ def machine(
             announce("Looking at what this machine can run (about 10 s, once) …")
         known = ask(Machine, [])
         _write(file, known)
+    return extended(known, targets, workloads)
+
+
+def extended(known: Machine, targets: Sequence[str], workloads: Sequence[str]) -> Machine:
+    """Return a machine with what this process's import path holds of out-of-tree code.
+
+    Args:
+        known: the machine.
+        targets: ``module:Class`` of optimizers that are not registered.
+        workloads: ``module:Class`` of workloads that are not registered.
+
+    Raises:
+        InvalidInputError: as `machine`.
+    """
     if not targets and not workloads:
         return known
     words = ["--only", *_options("--target", targets), *_options("--workload", workloads)]

@@ -230,6 +230,8 @@ def _prepared(fields: dict[str, Any], path: str | None = None) -> dict[str, Any]
         "python": sys.version.split()[0],
         "harness": str(Path(worker.__file__).parent),
         "commit": _commit(Path(worker.__file__).parents[1]),
+        "path": path,
+        "path_commit": None if path is None else _commit(Path(path)),
         "cores": _cores_of(spec),
     }
 

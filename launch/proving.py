@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness import launching
 from harness.verification.certificate import Certificate
-from launch import local, processes
+from launch import local, placing, processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from harness.comparison.model import Arm
     from harness.verification.identity import Job
 
 POLL_S = 0.05
@@ -28,13 +29,20 @@ QUIET_S = 240.0
 """A proof takes seconds, one that compiles up to a minute; past this it hangs."""
 
 
-def prove(jobs: Sequence[Job], done: Callable[[Job, Certificate], None], quiet_s: float = QUIET_S) -> None:
+def prove(
+    jobs: Sequence[Job],
+    done: Callable[[Job, Certificate], None],
+    quiet_s: float = QUIET_S,
+    *,
+    arm: Arm | None = None,
+) -> None:
     """Make every proof, and hand over each certificate as it is made.
 
     Args:
         jobs: what to prove; those over plain tensors share one process, those of one world size a world.
         done: told each job and its certificate; a process that died or hung gives one with outcome ``failed``.
         quiet_s: seconds without a certificate after which a process hangs.
+        arm: whose code is proved, in a process of its own place; None: the driver's.
 
     Raises:
         KeyboardInterrupt: passed on once all processes have ended.
@@ -43,7 +51,7 @@ def prove(jobs: Sequence[Job], done: Callable[[Job, Certificate], None], quiet_s
         waiting = list(group)
         while waiting:
             made = 0
-            for line in _lines(waiting, quiet_s):
+            for line in _lines(waiting, quiet_s, arm):
                 done(waiting[made], _certificate(waiting[made], line))
                 made += 1
             waiting = waiting[made:]
@@ -72,7 +80,7 @@ def _certificate(job: Job, line: dict[str, Any]) -> Certificate:
     return Certificate.model_validate({**known, **line})
 
 
-def _lines(jobs: Sequence[Job], quiet_s: float) -> Iterator[dict[str, Any]]:
+def _lines(jobs: Sequence[Job], quiet_s: float, arm: Arm | None) -> Iterator[dict[str, Any]]:
     """Yield a line a job until the process ends; the job that ended it early gets a line that says how."""
     with tempfile.TemporaryDirectory(prefix="optbench-proofs-") as folder:
         out, log = Path(folder) / "certificates.jsonl", Path(folder) / "log"
@@ -80,9 +88,11 @@ def _lines(jobs: Sequence[Job], quiet_s: float) -> Iterator[dict[str, Any]]:
         asked.write_text(json.dumps([job.model_dump(mode="json") for job in jobs]), encoding="utf-8")
         out.touch()
         marker = f"proofs-{secrets.token_hex(8)}"
-        settings = local.environment(jobs[0].spec, marker, os.environ) | {launching.BEGUN: folder}
+        base = os.environ if arm is None else placing.settings(arm, os.environ)
+        settings = local.environment(jobs[0].spec, marker, base) | {launching.BEGUN: folder}
         port = local.free_port()
-        process = processes.start(_words(jobs[0], asked, out, Path(folder), port), settings, log)
+        words = _words(jobs[0], asked, out, Path(folder), port, None if arm is None else arm.python)
+        process = processes.start(words, settings | ({} if arm is None else arm.env), log)
         told = 0
         told_why = False
         try:
@@ -102,11 +112,11 @@ def _lines(jobs: Sequence[Job], quiet_s: float) -> Iterator[dict[str, Any]]:
             yield {"outcome": "failed", "reason": _ended(code, log, quiet_s) if begun else never}
 
 
-def _words(job: Job, asked: Path, out: Path, folder: Path, port: int) -> list[str]:
+def _words(job: Job, asked: Path, out: Path, folder: Path, port: int, python: str | None) -> list[str]:
     if job.spec.strategy == "single":
-        return [sys.executable, "-m", "harness.verification.prove", str(asked), str(out)]
+        return [python or sys.executable, "-m", "harness.verification.prove", str(asked), str(out)]
     target = ["-m", "harness.verification.world", str(asked), str(out)]
-    return local.torchrun(job.spec, target, port, log_dir=folder / "torchrun")
+    return local.torchrun(job.spec, target, port, log_dir=folder / "torchrun", python=python)
 
 
 def _watched(

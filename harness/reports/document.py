@@ -44,6 +44,7 @@ def _arm(comparison: Comparison, index: int) -> dict[str, Any]:
         "python": arm.python,
         "path": arm.path,
         "commit": facts.get("commit"),
+        "path_commit": facts.get("path_commit"),
         "verification": facts.get("verification"),
     }
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from harness.machine import Machine
     from harness.plan import Cell, Plan
     from harness.store import Store
+    from harness.verbs.arm_plans import ArmPlans
     from launch.building import Kernels
 
 KIND = "comparison"
@@ -37,14 +37,13 @@ def planned(arms: Sequence[Arm], found: Plan) -> list[Arm]:
     """Return the arms with specs resolved.
 
     Raises:
-        InvalidInputError: an arm cannot run here, or its interpreter or checkout is not what it should be.
+        InvalidInputError: an arm cannot run here, or they differ in what they train.
     """
     problems = [
         Problem(f"arm {arm.name}", f"is unsupported: {cell.unsupported}")
         for arm, cell in zip(arms, found.cells, strict=True)
         if cell.unsupported is not None
     ]
-    problems += [problem for arm in arms for problem in _place_problems(arm)]
     worlds = {(cell.spec.workload, cell.spec.global_batch, cell.spec.device) for cell in found.cells}
     if len(worlds) > 1:
         remedy = "arms must share workload, batch and device"
@@ -63,6 +62,17 @@ def alike(arms: Sequence[Arm]) -> list[str]:
             told.append(f"{arm.name} and {twin.name} are the same: a comparison of code with itself")
         seen.append(arm)
     return told
+
+
+def refuse_places(arms: Sequence[Arm]) -> None:
+    """Refuse arms whose interpreter or path is not what it should be.
+
+    Raises:
+        InvalidInputError: with each.
+    """
+    problems = [problem for arm in arms for problem in _place_problems(arm)]
+    if problems:
+        raise InvalidInputError(problems)
 
 
 def _place_problems(arm: Arm) -> list[Problem]:
@@ -216,25 +226,28 @@ def _not_one(where: str, word: str, matching: Sequence[str], names: Sequence[str
 
 def proved(
     arms: Sequence[Arm],
-    found: Plan,
-    machine: Machine,
+    plans: ArmPlans,
     store: Store,
     told: Callable[[str], None],
     *,
     asked: bool,
     timeout_s: float,
 ) -> tuple[list[dict[str, JsonValue]], str | None]:
-    """Prove the arms' optimizers, if asked; one that tells nothing for longer than the timeout is not proved.
+    """Prove each arm's own code, if asked; what tells nothing for longer than the timeout is not proved.
 
     Returns:
         By arm what is proved of it; and what is wrong with those proved wrong, of which no speed is shown.
     """
-    from harness.verbs import verifying
+    from harness.verbs import arm_plans, verifying
+    from launch import placing
     from launch.arms import START_S
 
     if not asked:
         return [{"outcome": "none", "reason": NOT_ASKED} for _ in arms], None
-    made = verifying.for_runs(found, range(len(arms)), machine, store, told, quiet_s=START_S + timeout_s)
+    quiet_s = START_S + timeout_s
+    ours = [index for index, arm in enumerate(arms) if not placing.has_own(arm)]
+    made = verifying.for_runs(plans.plan, ours, plans.machine, store, told, quiet_s=quiet_s)
+    made |= arm_plans.proofs_in_place(arms, plans, store, told, quiet_s)
     wrong = [
         f"{arms[index].name}: {each.get('reason')}"
         for index, each in made.items()
