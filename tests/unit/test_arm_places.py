@@ -66,6 +66,7 @@ def test_two_paths_are_planned_and_proved_each_with_its_own_code(arms, tmp_path)
     assert not told, "certificates of both places are found again"
 
 
+@pytest.mark.exhaustive
 def test_an_option_that_only_one_arms_copy_has_is_refused_for_the_other_alone(arms) -> None:
     asked = [
         arm.model_copy(update={"spec": arm.spec.model_copy(update={"optimizer_options": {"extra": 2}})})
@@ -107,6 +108,7 @@ def test_the_arms_path_comes_first_and_the_drivers_checkout_last() -> None:
     assert "PET_NNODES" not in found
 
 
+@pytest.mark.exhaustive
 def test_the_commit_of_an_arms_path_is_that_of_its_repository(tmp_path) -> None:
     def git(*words):
         subprocess.run(
