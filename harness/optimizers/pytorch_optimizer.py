@@ -71,6 +71,11 @@ KNOWN: Mapping[str, tuple[Granularity, float]] = MappingProxyType(
         "galore": ("matrix", 2),
         "kron": ("matrix", 2),
         "scalableshampoo": ("matrix", 6),
+        "adago": ("matrix", 2),
+        "adamuon": ("matrix", 2),
+        "muon": ("matrix", 2),
+        "normuon": ("matrix", 2),
+        "spectralsphere": ("matrix", 2),
         "scion": ("matrix", 1),
         "scionlight": ("matrix", 0),
         "shampoo": ("matrix", 4),
@@ -87,33 +92,29 @@ in the package's source (4.1.0); of the others the granularity is undeclared."""
 WHOLE_MODEL = ("max_grad_norm",)
 """Options that make an element-wise update depend on all gradients (Adan's)."""
 
+FLAGGED = ("adago", "adamuon", "muon", "normuon")
+"""Want to be told in their groups which tensors are matrices, and take the rest by AdamW."""
+
 SWITCHED = ("schedulefreeadamw", "schedulefreeradam", "schedulefreesgd", "splus", "spectralsphere")
 """Have ``train()`` and ``eval()``."""
 
 _CLOSURE = "its step needs the loss as well as gradients"
-_GROUPS = "its constructor wants groups marked use_muon"
 _MODEL = "its constructor wants the model instead of parameters"
 _HESSIAN = "it differentiates gradients once more, and loss.backward() keeps no graph for that here"
 
 UNFIT: Mapping[str, str] = MappingProxyType(
     {
-        "adago": f"{_GROUPS}; use muon/forloop",
         "adahessian": f"{_HESSIAN}; use adamw/foreach",
         "adalomo": f"{_MODEL} and it steps during backward; use adafactor/forloop",
-        "adammini": f"{_MODEL}; use adamw/foreach",
-        "adamuon": f"{_GROUPS}; use muon/forloop",
         "alig": f"{_CLOSURE}; use sgd/foreach",
         "bsam": f"{_CLOSURE}; use adamw/foreach",
         "demo": "it exchanges gradients between ranks itself; use adamw/foreach",
-        "distributedmuon": f"{_GROUPS} and it spreads them over ranks itself; use muon/forloop",
+        "distributedmuon": "it spreads its groups over ranks itself; use muon/forloop",
         "lbfgs": f"{_CLOSURE}; use lbfgs/forloop",
         "lomo": f"{_MODEL} and it steps during backward; use sgd/foreach",
         "lorarite": "it takes the pairs of factors of LoRA; use adamw/foreach",
-        "muon": f"{_GROUPS}; use muon/forloop",
-        "muonclip": f"{_GROUPS}; use muon/forloop",
-        "normuon": f"{_GROUPS}; use muon/forloop",
+        "muonclip": "its step clips by attention logits, which no training loop knows; use muon/forloop",
         "sophiah": f"{_HESSIAN}; use adamw/foreach",
-        "spectralsphere": "it takes 2-D parameters only; use muon/forloop",
     }
 )
 """Names that this harness cannot drive, as found with 4.1.0."""
@@ -142,6 +143,8 @@ class PytorchOptimizer(Custom):
             dtensor="undeclared",
             state_tensors=state,
             evaluation_switch=self.short in SWITCHED,
+            group_flags={"use_muon": "matrix"} if self.short in FLAGGED else {},
+            matrices_only=True if self.short == "spectralsphere" else None,
         )
 
     def unsupported(self, spec: RunSpec, workload: WorkloadTraits, machine: Machine) -> str | None:
