@@ -9,7 +9,7 @@ that it was given.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -122,7 +122,7 @@ class _Alone:
 
     def __init__(self, optimizer: Optimizer, spec: RunSpec, trial: Trial, device: torch.device) -> None:
         self._optimizer, self._spec, self._trial, self._device = optimizer, spec, trial, device
-        model = Linear(**spec.workload_options).build()
+        model = Linear(**cast("dict[str, Any]", spec.workload_options)).build()
         self._names = [name for name, _ in model.named_parameters()]
 
     def values(self, change: Callable[[Tensor], Tensor] = lambda g: g, seed: int | None = None) -> list[Values]:

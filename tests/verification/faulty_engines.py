@@ -97,9 +97,9 @@ class _Skipping(TorchEngine):
     def left_out(self):
         return False
 
-    def _step(self):
+    def _step(self, loss):
         if not self.left_out():
-            super()._step()
+            super()._step(loss)
 
 
 class _OneRankSkips(_Skipping):
@@ -308,8 +308,8 @@ class GradientDropped(Replicas):
 class _Drifting(TorchEngine):
     """Rank 1 rounds its copy of the parameters."""
 
-    def _step(self):
-        super()._step()
+    def _step(self, loss):
+        super()._step(loss)
         if rank() == 1:
             with torch.no_grad():
                 for parameter in self._parameters:
