@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import platform
 import random
 import subprocess
@@ -22,6 +21,7 @@ from harness.comparison.spending import LEAST_LAUNCHES
 from harness.errors import OptbenchError
 from launch import selftest
 from launch.comparing import compare
+from launch.watching import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +65,7 @@ def neighbour() -> Iterator[Callable[[], None]]:
 
     def begin() -> None:
         with lock:
-            count = 0 if over.is_set() else 2 * len(os.sched_getaffinity(0))
+            count = 0 if over.is_set() else 2 * Machine().cores
             started.extend(subprocess.Popen([sys.executable, "-c", selftest.BURSTS]) for _ in range(count))
 
     try:
@@ -145,7 +145,7 @@ def recording_of(found: Sequence[Comparison]) -> Recording:
         missing = "beside the neighbour" if quiet else "without it"
         raise OptbenchError(f"--from: no sitting {missing}; name all that optbench selftest stored for {SETTING}")
     day = time.strftime("%Y-%m-%d", time.gmtime(quiet[0].started_unix_s))
-    machine = f"{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
+    machine = f"{Machine().cores} cores, Python {platform.python_version()}"
     return recorded(quiet, busy, f"optbench selftest --setting {SETTING}, {day}, {machine}")
 
 
