@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from harness.interfaces import Predicts, World
 from harness.model_facts import WHOLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from harness.interfaces import OptimizerTraits, Prediction, Strategy, WorkloadTraits
     from harness.machine import Machine
@@ -87,7 +88,8 @@ def _held(
     partitioned = getattr(strategy, "partitioned", ())
     yield from ((name, held / (ranks if name in partitioned else 1)) for name, held in rule.items())
     if isinstance(strategy, Predicts) and elements:
-        yield from _predicted(spec, optimizer, strategy, elements).held_bytes.items()
+        with contextlib.suppress(Exception):  # a rule that fails is no rule: what is partitioned counts
+            yield from _predicted(spec, optimizer, strategy, elements).held_bytes.items()
 
 
 def _predicted(spec: RunSpec, optimizer: OptimizerTraits, strategy: Predicts, elements: int) -> Prediction:
@@ -140,6 +142,10 @@ def too_large(
         available_bytes: host memory free now.
     """
 
+    def refused(changes: Mapping[str, object]) -> bool:
+        changed = spec.model_copy(update=dict(changes))
+        return strategy.unsupported(changed, traits, optimizer, machine) is not None
+
     def needed(**changes: object) -> float:
         changed = spec.model_copy(update=changes)
         known = facts if not changes else _scaled(facts, spec, changed)
@@ -170,7 +176,8 @@ def too_large(
         del levers["activation_checkpointing=true"]
     if strategy.one_rank:
         del levers["more ranks"], levers["fewer ranks"]
-    useful = [words for words, changes in levers.items() if needed(**changes) <= WORTH * whole]
+    possible = {words: changes for words, changes in levers.items() if not refused(changes)}
+    useful = [words for words, changes in possible.items() if needed(**changes) <= WORTH * whole]
     if spec.device == "accelerator" and "parameters" not in getattr(strategy, "partitioned", ()):
         useful.append("a strategy that shards parameters")
     smaller = ["a smaller size"] if len(traits.sizes) > 1 else []

@@ -277,17 +277,19 @@ def cell(index: int, where: str, spec: RunSpec, parts: Parts, machine: Machine, 
     if problems:
         raise InvalidInputError(problems)
     facts = known_model(spec, machine)
-    estimate = memory.rank_bytes(spec, traits, optimizer.traits, chosen, facts)
-    return Cell(
-        index=index,
-        spec=spec,
-        unsupported=_too_few_devices(spec, machine)
+    refused = (
+        _too_few_devices(spec, machine)
         or precision.unsupported(spec, optimizer.traits, machine)
         or refusal(chosen, spec, traits, optimizer.traits, machine)
         or refusal(optimizer, spec, traits, machine)
-        or memory.too_large(spec, traits, optimizer.traits, chosen, facts, machine, available_bytes),
+    )
+    sized = (spec, traits, optimizer.traits, chosen, facts)
+    return Cell(
+        index=index,
+        spec=spec,
+        unsupported=refused or memory.too_large(*sized, machine, available_bytes),
         kernels=kernels_of(spec, optimizer, chosen),
-        estimated_bytes=estimate,
+        estimated_bytes=None if refused else memory.rank_bytes(*sized),
         notes=tuple(_notes(spec, traits, chosen, facts)),
     )
 

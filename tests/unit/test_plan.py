@@ -138,3 +138,15 @@ def test_a_plan_file_round_trips_and_refuses_others(tmp_path):
 def test_an_optimizer_runs_here_if_any_workload_takes_it():
     assert optimizer_runs_here("adamw/foreach", machine()) is None
     assert "Apex" in optimizer_runs_here("adamw/apex", machine())
+
+
+def test_a_cell_that_is_refused_has_no_estimate_and_spoils_no_plan():
+    cell = only(spec(strategy="hsdp", world_size=1))
+    assert "cannot divide 1 ranks into 2 replicas" in cell.unsupported
+    assert cell.estimated_bytes is None
+
+
+def test_no_remedy_for_memory_is_one_that_the_strategy_refuses():
+    cell = only(spec(strategy="hsdp", world_size=2, size="small"), available_bytes=GIB)
+    assert "needs about" in cell.unsupported
+    assert "fewer ranks" not in cell.unsupported
