@@ -122,7 +122,7 @@ def compare(
     proofs, wrong = comparing.proved(sides, plans, store, tell, asked=verify, timeout_s=timeout)
     if wrong is not None:
         errors.print(f"optbench: not compared: {wrong}", markup=False, style="red")
-        raise typer.Exit(WRONG)
+        raise typer.Exit(WRONG if any(each["outcome"] == "wrong" for each in proofs) else FAILED)
     from launch import comparing as live_comparison
 
     kept = comparing.Kept(store, tell)

@@ -73,6 +73,10 @@ class UnsupportedError(OptbenchError):
     """A cell that cannot run here, found out only while starting it; the message is the reason."""
 
 
+class UndeclaredError(UnsupportedError):
+    """An optimizer whose traits leave out what its step needs: a run of it would train something else."""
+
+
 class DivergedError(OptbenchError):
     """The loss is no longer finite; the message names the step and the value."""
 

@@ -189,9 +189,10 @@ class OptimizerTraits(BaseModel):
     closure: bool = False
     """``step`` takes a closure that clears gradients, computes the loss and its gradients and returns the loss. It
     finds no gradients on entry, which is torch's convention (`harness.stepping`)."""
-    gradients_on_entry: bool = False
+    gradients_on_entry: bool | None = None
     """With ``closure``: ``step`` uses the gradients that it finds on entry, as after ``loss.backward()``; the
-    closure is evaluated once before it."""
+    closure is evaluated once before it. False: it needs none, though it uses what it finds. None: tried, and
+    refused where it uses them."""
     loss: bool = False
     """``step`` takes the batch's loss, the mean over all ranks, as ``loss``."""
     matrices_only: bool | None = None

@@ -208,7 +208,7 @@ def undeclared(parameters: list[inspect.Parameter] | None, traits: OptimizerTrai
     """
     on_entry = "gradients_on_entry"
     if traits.closure:
-        return [] if traits.gradients_on_entry else [(on_entry,)]
+        return [(on_entry,)] if traits.gradients_on_entry is None else []
     found: list[tuple[str, ...]] = []
     if not traits.loss and _named(LOSS, parameters) is not None:
         found.append((LOSS,))

@@ -171,9 +171,11 @@ class _Rank:
 
             from harness import contract
             from harness.checks.run import RunChecks
+        from harness.verification import entering
 
         spec = self._spec
         world = ranks.enter(spec)
+        entering.require(OPTIMIZERS.get(spec.optimizer), spec)
         seed_generators(spec.seed)
         workload = contract.construct(WORKLOADS.get(spec.workload), spec)
         imported_rss_bytes = _resident_bytes()

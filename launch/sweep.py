@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Protocol
 
 from harness.summary import summarise
-from harness.verification.proofs import NOT_ASKED, NOT_PROVED, wrong
+from harness.verification.proofs import NOT_ASKED, NOT_PROVED, barred
 from launch import local
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ def run(
         pending: indices of the cells to run; an earlier start has finished the others.
         master_port: of the rendezvous; None: a free one each time.
         built: builds the kernels.
-        prove: given indices of cells, returns by index what is proved of the cell's optimizer; a cell proved wrong
-            is not started. None: nothing is to be proved, and the records say so.
+        prove: given indices of cells, returns by index what is proved of the cell's optimizer; a cell proved
+            wrong, or that needs what it does not declare, is not started. None: nothing is to be proved, and the
+            records say so.
 
     Raises:
         KeyboardInterrupt: after the running cell was stopped and written down as incomplete.
@@ -84,9 +85,9 @@ def run(
         for cell, reason in zip(stage, reasons, strict=True):
             position += 1
             proof = NOT_ASKED if proofs is None else proofs.get(cell.index, NOT_PROVED)
-            found_wrong = wrong(proof)
-            if found_wrong is not None:
-                display.end(_row(cell, store, log, "wrong", found_wrong, proof))
+            refused = barred(proof)
+            if refused is not None:
+                display.end(_row(cell, store, log, *refused, proof))
             elif reason is not None:
                 display.end(_row(cell, store, log, "failed", reason, proof))
             else:

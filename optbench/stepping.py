@@ -136,8 +136,10 @@ def _engine(spec: RunSpec) -> Iterator[tuple[Callable[[], float | None], dict[st
     from harness.loop import steps
     from harness.registry import OPTIMIZERS, WORKLOADS, strategy
     from harness.seeding import seed_generators
+    from harness.verification import entering
 
     dynamo.reset()  # a run has a process of its own; here torch.compile would give up, unasked, after some engines
+    entering.require(OPTIMIZERS.get(spec.optimizer), spec)
     seed_generators(spec.seed)
     device = torch.device("cpu") if spec.device == "cpu" else torch.accelerator.current_accelerator()
     assert device is not None, "the plan has found it"

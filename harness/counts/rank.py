@@ -32,6 +32,7 @@ from harness.loop import on_device
 from harness.registry import OPTIMIZERS, WORKLOADS, strategy
 from harness.schedule import factor
 from harness.seeding import seed_generators
+from harness.verification import entering
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,9 +77,11 @@ def counted(job: Job, world: World) -> RankResult:
     """Set up a job's engine, train some steps, count, and go on for as long as drift is to be seen.
 
     Raises:
+        UndeclaredError: the optimizer needs what its traits do not declare.
         Exception: whatever workload, strategy or optimizer raises.
     """
     spec = job.spec
+    entering.require(OPTIMIZERS.get(spec.optimizer), spec)
     seed_generators(spec.seed)
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # what an earlier job of this process compiled must not count

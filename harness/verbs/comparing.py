@@ -236,9 +236,11 @@ def proved(
     """Prove each arm's own code, if asked; what tells nothing for longer than the timeout is not proved.
 
     Returns:
-        By arm what is proved of it; and what is wrong with those proved wrong, of which no speed is shown.
+        By arm what is proved of it; and what is wrong with those proved wrong, or that need what they do not
+        declare, of which no speed is shown.
     """
     from harness.verbs import arm_plans, verifying
+    from harness.verification import proofs
     from launch import placing
     from launch.arms import START_S
 
@@ -251,7 +253,7 @@ def proved(
     wrong = [
         f"{arms[index].name}: {each.get('reason')}"
         for index, each in made.items()
-        if each.get("outcome") == "wrong"
+        if proofs.barred(each) is not None
     ]
     unproved: dict[str, JsonValue] = {"outcome": "unsupported", "reason": WITHIN_A_WORLD}
     return [made.get(index, unproved) for index in range(len(arms))], "; ".join(wrong) or None

@@ -59,6 +59,8 @@ class Certificate(BaseModel):
     outcome: Literal["passed", "wrong", "unsupported", "failed"]
     reason: str | None = None
     """Unless passed: what is wrong, can't be, or went wrong."""
+    undeclared: bool = False
+    """Of ``unsupported``: its traits leave out what its step needs, so that a run would train something else."""
     cause: str | None = None
     """Of ``wrong``: the mistake that reproduces what was seen, if one does."""
     checks: tuple[Check, ...] = ()

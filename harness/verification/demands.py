@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.errors import UnsupportedError
+from harness.errors import UndeclaredError, UnsupportedError
 from harness.stepping import step_parameters, undeclared
 from harness.verification.playing import Player, RefusedError
 from harness.verification.scenarios import unreferenced
@@ -46,7 +46,8 @@ def refused(optimizer: Optimizer, spec: RunSpec, error: RefusedError) -> None:
         error: what it raised.
 
     Raises:
-        UnsupportedError: the step cannot be driven, or works once it gets what it does not declare.
+        UnsupportedError: the step cannot be driven.
+        UndeclaredError: it works once it gets what it does not declare.
     """
     if isinstance(error.__cause__, UnsupportedError):
         raise error.__cause__
@@ -62,13 +63,13 @@ def demand(optimizer: Optimizer, spec: RunSpec, found: str) -> None:
         found: how it fails, in words.
 
     Raises:
-        UnsupportedError: it works with more; names the declaration.
+        UndeclaredError: it works with more; names the declaration.
     """
     words = next((each for each in _choices(optimizer, spec) if _works(optimizer, spec, each)), None)
     if words is not None:
         already = "closure" if optimizer.traits.closure else "gradients alone"
         declared = ", ".join(f"{word}=True" for word in words)
-        raise UnsupportedError(
+        raise UndeclaredError(
             f"{optimizer.name}.step {found} with {already}, and works with more: declare {declared} in its traits "
             f"(traits = OptimizerTraits(…, {declared}) in the class)"
         )

@@ -22,6 +22,7 @@ from harness.verification import whole_tensors
 from harness.verification.certificate import Check
 from harness.verification.driving import resumed, settled, simple, stream_of
 from harness.verification.engine_causes import ABSENCES, OWN, behaviours
+from harness.verification.entering import on_entry
 from harness.verification.known import RIGHT, differences, norm, updates
 from harness.verification.linear import SHAPES, Linear, initial
 from harness.verification.plain import held
@@ -64,15 +65,17 @@ def trials(
 
     Raises:
         UnsupportedError: the strategy cannot run that.
+        UndeclaredError: its step needs what its traits do not declare.
     """
     refused = _refused(optimizer, settled(spec, world), world)
     if refused is not None:
         raise UnsupportedError(refused)
+    entered = on_entry(optimizer, spec)
     made = [
         resumed("update", optimizer, settled(spec, world), world),
         simple("update, accumulated and clipped", optimizer, _clipping(optimizer, spec, world), world),
     ]
-    checks = [check for trial in made for check in _of_passes(trial, optimizer, spec)]
+    checks = entered + [check for trial in made for check in _of_passes(trial, optimizer, spec)]
     causes: list[str] = []
     if reference is not None and reference.update is not None:
         judge = _Judge(held_to(optimizer, spec, reference), world.rank)

@@ -17,6 +17,7 @@ from harness.verification.certificate import Check
 from harness.verification.comparing import Difference, Held, Twist, compare, worst
 from harness.verification.demands import demand, refused
 from harness.verification.diagnosis import diagnose
+from harness.verification.entering import on_entry
 from harness.verification.playing import RefusedError, Trace, play, stands_still
 from harness.verification.scenarios import Scenario, main, others
 
@@ -51,7 +52,14 @@ def trials(optimizer: Optimizer, spec: RunSpec, reference: Reference | None) -> 
 
     Raises:
         UnsupportedError: it cannot be built over such tensors.
+        UndeclaredError: its step needs what its traits do not declare.
     """
+    entered = on_entry(optimizer, spec)  # first: what is found while it misses something is no finding
+    checks, cause = _tried(optimizer, spec, reference)
+    return [*checks, *entered], cause
+
+
+def _tried(optimizer: Optimizer, spec: RunSpec, reference: Reference | None) -> tuple[list[Check], str | None]:
     if reference is None or (reference.update is None and reference.minimise is None):
         from harness.verification.unreferenced import trials as without
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from harness.interfaces import OptimizerTraits
+    from harness.record import Outcome
     from harness.spec import RunSpec
     from harness.verification.certificate import Certificate
 
@@ -45,17 +46,24 @@ def of_run(name: str, made: Certificate) -> dict[str, JsonValue]:
         "outcome": made.outcome,
         "reason": made.reason,
         "cause": made.cause,
+        "undeclared": made.undeclared,
         "reference": made.reference,
         "amplification": made.amplification,
     }
 
 
-def wrong(proof: Mapping[str, JsonValue]) -> str | None:
-    """Return why a run must not be believed, for its record; None: nothing is proved against it."""
+def barred(proof: Mapping[str, JsonValue]) -> tuple[Outcome, str] | None:
+    """Return outcome and reason of a run that must not be started, or believed; None: nothing is found against it.
+
+    Args:
+        proof: as `of_run` returns it.
+    """
+    if proof.get("outcome") == "unsupported" and proof.get("undeclared"):
+        return "unsupported", str(proof.get("reason"))
     if proof.get("outcome") != "wrong":
         return None
     cause = f"likely cause: {proof['cause']}; " if proof.get("cause") else ""
-    return (
+    return "wrong", (
         f"optbench verify found the optimizer wrong: {cause}{proof.get('reason')} "
         f"({proof.get('certificate')}); --no-verify runs it all the same"
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import world as ranks
-from harness.errors import OptbenchError, UnsupportedError
+from harness.errors import OptbenchError, UndeclaredError, UnsupportedError
 from harness.garbage import collection_paused
 from harness.registry import OPTIMIZERS
 from harness.spec import suggest
@@ -60,6 +60,7 @@ def proved(job: Job) -> Certificate:
     checks: Sequence[Check] = ()
     reason: str | None
     cause = held_to = None
+    undeclared = False
     try:
         from harness.verification.plain import trials
 
@@ -72,11 +73,13 @@ def proved(job: Job) -> Certificate:
         outcome, reason = verdict(checks)
     except UnsupportedError as error:
         outcome, reason = "unsupported", str(error)
+        undeclared = isinstance(error, UndeclaredError)
     except Exception as error:  # noqa: BLE001  # whatever the code under test raises is its own row
         traceback.print_exc()
         outcome = "failed"
         reason = str(error) if isinstance(error, OptbenchError) else f"{type(error).__name__}: {error}"
-    return certificate(job, outcome, reason, cause, checks, held_to, time.monotonic() - started)
+    made = certificate(job, outcome, reason, cause, checks, held_to, time.monotonic() - started)
+    return made.model_copy(update={"undeclared": undeclared})
 
 
 def _compile_as_alone() -> None:

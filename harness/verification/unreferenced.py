@@ -15,7 +15,7 @@ from harness.seeding import seed_generators
 from harness.verification.amplifying import amplified
 from harness.verification.besides import besides, nonfinite
 from harness.verification.certificate import Check, Verdict
-from harness.verification.demands import Declared, demand, refused
+from harness.verification.demands import demand, refused
 from harness.verification.playing import Player, RefusedError, play, stands_still
 from harness.verification.scenarios import unreferenced
 
@@ -135,7 +135,7 @@ class _Differential:
 
     def all(self) -> list[Check]:
         """Return the checks that compare runs."""
-        return [self._fresh(), self._resumed(), self._rate(), self._missing(), *self._on_entry()]
+        return [self._fresh(), self._resumed(), self._rate(), self._missing()]
 
     def _run(
         self,
@@ -145,7 +145,6 @@ class _Differential:
         rate: float = 1.0,
         seed: int = 0,
         lr: float | None = None,
-        as_if: Optimizer | None = None,
     ) -> Values:
         """Return the parameters after the steps.
 
@@ -155,11 +154,10 @@ class _Differential:
             rate: factor on the learning rate, set as a scheduler does.
             seed: of those that draw numbers.
             lr: the constructor's learning rate.
-            as_if: the optimizer, with other declarations.
         """
         seed_generators(seed)
         spec = self.spec if lr is None else self.spec.model_copy(update={"lr": lr})
-        player = Player(as_if or self.optimizer, spec, self.scenario)
+        player = Player(self.optimizer, spec, self.scenario)
         for number in range(1, STEPS + 1):
             gradients = player.gradients(number)
             player.step(number, change(number, gradients) if change else gradients, rate=rate)
@@ -209,22 +207,6 @@ class _Differential:
             return Check(name=name, verdict="recorded", detail=detail)
         detail = "what a scheduler sets changes nothing, the constructor's does"
         return Check(name=name, verdict="wrong", detail=detail)
-
-    def _on_entry(self) -> list[Check]:
-        """Say whether a step with a closure uses the gradients that it finds on entry, of which there are none."""
-        name, traits = "gradients on entry", self.optimizer.traits
-        if not traits.closure or traits.gradients_on_entry:
-            return []
-        try:
-            same = _same(self._run(), self._run(as_if=Declared(self.optimizer, ("gradients_on_entry",))))
-        except Exception as error:  # noqa: BLE001  # it cannot have any: it uses none
-            detail = f"refused: {type(error).__name__}: {error}"
-            return [Check(name=name, verdict="recorded", detail=detail)]
-        if same:
-            return [Check(name=name, verdict="passed", detail="none are used, as torch's convention has it")]
-        detail = "its step uses gradients that it finds on entry, and step(closure) finds none"
-        remedy = "declare gradients_on_entry=True in its traits, if it is to be called after loss.backward()"
-        return [Check(name=name, verdict="recorded", detail=detail, remedy=remedy)]
 
     def _missing(self) -> Check:
         """What never gets a gradient stays."""

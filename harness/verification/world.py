@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness import world as ranks
-from harness.errors import OptbenchError, UnsupportedError
+from harness.errors import OptbenchError, UndeclaredError, UnsupportedError
 from harness.interfaces import World
 from harness.registry import OPTIMIZERS, strategy
 from harness.verification.engines import trials
@@ -75,6 +75,7 @@ def proved(job: Job, world: World) -> Certificate:
     checks: Sequence[Check] = ()
     reason: str | None
     cause = held_to = None
+    undeclared = False
     if optimizer.traits.compiled:
         torch.compiler.reset()  # a run has a process of its own: what was compiled before must not count
     try:
@@ -86,11 +87,13 @@ def proved(job: Job, world: World) -> Certificate:
         outcome, reason = verdict(checks)
     except UnsupportedError as error:
         outcome, reason = "unsupported", str(error)
+        undeclared = isinstance(error, UndeclaredError)
     except Exception as error:  # noqa: BLE001  # whatever the code under test raises is its own row
         traceback.print_exc()
         outcome = "failed"
         reason = str(error) if isinstance(error, OptbenchError) else f"{type(error).__name__}: {error}"
-    return certificate(job, outcome, reason, cause, checks, held_to, time.monotonic() - started)
+    made = certificate(job, outcome, reason, cause, checks, held_to, time.monotonic() - started)
+    return made.model_copy(update={"undeclared": undeclared})
 
 
 if __name__ == "__main__":

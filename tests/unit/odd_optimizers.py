@@ -52,6 +52,60 @@ class Sharp(Plain):
         return loss
 
 
+class SharpRestoring(Sharp):
+    """Puts the parameters back to the bit, as published code does."""
+
+    @torch.no_grad()
+    def step(self, closure):
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        before = [p.clone() for p in parameters]
+        for p in parameters:
+            if p.grad is not None:
+                p.add_(p.grad, alpha=0.05)
+        loss = torch.enable_grad()(closure)()
+        for p, value in zip(parameters, before, strict=True):
+            p.copy_(value)
+        self.descend()
+        return loss
+
+
+class SharpWithout(SharpRestoring):
+    traits = OptimizerTraits(algorithm="sharp", granularity="model", closure=True, gradients_on_entry=False)
+
+
+class ClearsFirst(Plain):
+    """Reads gradients on entry only to clear them."""
+
+    traits = OptimizerTraits(algorithm="clears", granularity="element", closure=True)
+
+    @torch.no_grad()
+    def step(self, closure):
+        self.zero_grad()
+        loss = torch.enable_grad()(closure)()
+        self.descend()
+        return loss
+
+
+class EvaluatesIfThereAreNone(Plain):
+    """Wants gradients, and makes them itself where there are none."""
+
+    traits = OptimizerTraits(algorithm="lazy", granularity="element", closure=True)
+
+    @torch.no_grad()
+    def step(self, closure):
+        if all(p.grad is None for group in self.param_groups for p in group["params"]):
+            torch.enable_grad()(closure)()
+        self.descend()
+
+
+class Searching(torch.optim.LBFGS):
+    traits = OptimizerTraits(algorithm="searching", granularity="model", closure=True)
+
+    def __init__(self, params, lr=0.1):
+        params = [p for group in params for p in group["params"]]
+        super().__init__(params, lr, line_search_fn="strong_wolfe")
+
+
 class SharpDeclared(Sharp):
     traits = OptimizerTraits(algorithm="sharp", granularity="model", closure=True, gradients_on_entry=True)
 

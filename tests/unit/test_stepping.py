@@ -6,15 +6,17 @@ import pytest
 import torch
 
 from harness.checks.gradients import GradientWatch, stale
-from harness.errors import UnsupportedError
+from harness.errors import UndeclaredError, UnsupportedError
 from harness.interfaces import DataShard, OptimizerTraits, World
 from harness.loop import steps
 from harness.registry import OPTIMIZERS, strategy
 from harness.spec import RunSpec
 from harness.stepping import Driver
 from harness.verbs.verifying import line
+from harness.verification.entering import on_entry, require
 from harness.verification.identity import plain_job
 from harness.verification.playing import Player
+from harness.verification.proofs import barred, of_run
 from harness.verification.prove import proved
 from harness.verification.scenarios import unreferenced
 from harness.worker import _cause
@@ -80,12 +82,44 @@ def test_a_proof_gives_on_entry_what_a_run_gives(name, there):
         assert all(torch.equal(found[key], gradient) for key, gradient in given.items())
 
 
-def test_a_proof_says_so_where_a_step_uses_gradients_on_entry_and_finds_none():
-    made = proof_of("Sharp")
-    assert made.outcome == "passed"
-    assert "declare gradients_on_entry=True" in line(made)
-    assert "gradients_on_entry" not in line(proof_of("SharpDeclared"))
-    assert "gradients_on_entry" not in line(proof_of("KeywordClosure"))
+@pytest.mark.parametrize("like", [None, "sgd"])
+@pytest.mark.parametrize("name", ["Sharp", "SharpRestoring"])
+def test_undeclared_use_of_gradients_on_entry_is_unsupported_and_starts_no_run(name, like):
+    made = proof_of(name, like)
+    assert (made.outcome, made.undeclared) == ("unsupported", True)
+    assert "declare gradients_on_entry=True in its traits" in made.reason
+    assert barred(of_run("", made)) == ("unsupported", made.reason)
+
+
+@pytest.mark.parametrize("name", ["Sharp", "SharpRestoring"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_that_was_not_proved_refuses_it_as_well(name, precision):
+    spec = spec_of(f"{HERE}:{name}", precision=precision)
+    with pytest.raises(UndeclaredError, match="declare gradients_on_entry=True in its traits") as caught:
+        require(OPTIMIZERS.get(spec.optimizer), spec)
+    assert _cause(caught.value) == ("unsupported", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "name", ["SharpDeclared", "KeywordClosure", "ClearsFirst", "EvaluatesIfThereAreNone", "Searching"]
+)
+def test_what_declares_gradients_on_entry_or_needs_none_is_no_finding(name):
+    spec = spec_of(f"{HERE}:{name}")
+    checks = on_entry(OPTIMIZERS.get(spec.optimizer), spec)
+    assert [check.verdict for check in checks] == ([] if name == "SharpDeclared" else ["passed"])
+
+
+def test_torchs_own_closure_optimizer_is_no_finding():
+    spec = spec_of("lbfgs/forloop")
+    assert [check.verdict for check in on_entry(OPTIMIZERS.get(spec.optimizer), spec)] == ["passed"]
+
+
+def test_a_declaration_that_no_gradients_on_entry_are_needed_is_believed_and_recorded():
+    made = proof_of("SharpWithout")
+    assert (made.outcome, made.reason) == ("passed", None)
+    recorded = next(check for check in made.checks if check.name == "gradients on entry")
+    assert (recorded.verdict, recorded.remedy) == ("recorded", None)
+    assert "it needs none" in recorded.detail
 
 
 def test_the_loss_reaches_a_step_that_declares_it():
