@@ -232,6 +232,9 @@ class OptimizerTraits(BaseModel):
     own_initial_values: bool = False
     """The first step replaces the parameters by initial values of its own, drawn by each tensor's place in the
     list that it was given: right only where it is given the whole list of whole, plain tensors."""
+    strides: Literal["any", "alike"] = "any"
+    """Of gradients: ``alike``, a step reads each by its parameter's strides, which must be without gaps, as
+    autograd leaves them; others are misread."""
     capturable: bool = False
     """The step can be captured in a CUDA graph (on CUDA)."""
     consumes_gradients: bool = False

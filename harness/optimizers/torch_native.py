@@ -124,6 +124,7 @@ class Native(Implementation):
                 "capturable": "capturable" in FLAGS[self.class_name]
                 and (self.class_name, word) not in _READS_RATE,
                 "compiled": word == "compiled",
+                "strides": "alike" if word == "fused" else "any",  # the kernels go through raw addresses
             },
         )
 

@@ -74,8 +74,12 @@ class Bound:
             matrix: the algorithm iterates on it.
         """
         own = 2 * self.parameter_unit * largest / size if size > 0 else 0.0
+        return self.computing(step, coded=coded, matrix=matrix) + own
+
+    def computing(self, step: int, *, coded: bool, matrix: bool = False) -> float:
+        """Return what the computation of an update may lose, the parameter's own rounding left out."""
         formats = (self.codes if coded else 0.0) + (self.iterated if matrix else 0.0)
-        return (16 + 2 * step) * self.unit + self.held + own + formats
+        return (16 + 2 * step) * self.unit + self.held + formats
 
 
 def bound(

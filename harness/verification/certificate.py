@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-CERTIFICATE_VERSION = 1
+CERTIFICATE_VERSION = 2
 """Raised whenever trials, bounds or references change what they would find: older certificates then expire."""
 
 AMPLIFIED = "rounding is amplified"

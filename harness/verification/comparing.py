@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -121,19 +121,24 @@ def compare(held: Held, trace: Trace, twist: Twist = AS_WRITTEN, stop_at: float 
         twist: how the reference is made wrong.
         stop_at: once an error is this many times its bound, the rest is left out.
     """
-    states: dict[Hashable, State] = defaultdict(dict)
     sizes: dict[str, float] = {}
     found = []
+    for step, name, update in updates_of(held, trace, twist):
+        each = _difference(held, step, name, update, sizes)
+        found.append(each)
+        if each.ratio > stop_at:
+            break
+    return found
+
+
+def updates_of(held: Held, trace: Trace, twist: Twist = AS_WRITTEN) -> Iterator[tuple[Step, str, Tensor]]:
+    """Yield, step by step, what the reference, twisted or not, adds to each tensor."""
+    states: dict[Hashable, State] = defaultdict(dict)
     for step in trace.steps:
         for member in trace.scenario.stage.members:
-            update = _update(held, trace, step, member.name, twist, states)
-            each = _difference(held, step, member.name, update, sizes)
-            found.append(each)
-            if each.ratio > stop_at:
-                return found
+            yield step, member.name, _update(held, trace, step, member.name, twist, states)
         if step.number == trace.scenario.saved_at and twist.keeps != "all":
             _lose(states, twist.keeps)
-    return found
 
 
 def worst(differences: Sequence[Difference]) -> Difference | None:

@@ -57,7 +57,13 @@ def stream_of(spec: RunSpec) -> Stream:
     """Return the gradients of a settled spec."""
     without = tuple(cast("list[int]", spec.workload_options.get("without", [])))
     return Stream(
-        spec.seed, spec.world_size or 1, spec.accumulation, spec.global_batch or 1, spec.clip_norm, without
+        spec.seed,
+        spec.world_size or 1,
+        spec.accumulation,
+        spec.global_batch or 1,
+        spec.clip_norm,
+        without,
+        spec.size or "small",
     )
 
 
@@ -72,7 +78,7 @@ class Driven:
 
     def __init__(self, optimizer: Optimizer, spec: RunSpec, world: World) -> None:
         self._spec, self._world = spec, world
-        self._workload = Linear(**cast("dict[str, Any]", spec.workload_options))
+        self._workload = Linear(spec.size, **cast("dict[str, Any]", spec.workload_options))
         seed_generators(spec.seed)
         self.engine: Engine = strategy(spec.strategy).start(self._workload, optimizer, spec, world)
         self._has_masters = stepped_dtype(spec.precision) != model_dtype(spec.precision)

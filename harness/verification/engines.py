@@ -22,9 +22,10 @@ from harness.verification import whole_tensors
 from harness.verification.certificate import Check
 from harness.verification.driving import resumed, settled, simple, stream_of
 from harness.verification.engine_causes import ABSENCES, OWN, behaviours
+from harness.verification.engine_sizes import sized
 from harness.verification.entering import on_entry
 from harness.verification.known import RIGHT, differences, norm, updates
-from harness.verification.linear import SHAPES, Linear, initial
+from harness.verification.linear import Linear, initial
 from harness.verification.plain import held
 
 if TYPE_CHECKING:
@@ -86,6 +87,12 @@ def trials(
     if whole_tensors.applies(optimizer, spec, is_held=reference is not None and reference.update is not None):
         checks += whole_tensors.checks(optimizer, settled(spec, world), made[0], world.device)
     replicas = _replicas(made, world)
+    wrong = any(check.verdict == "wrong" for check in (*checks, replicas))
+    if not any(_gathered(wrong, world)):
+        known = None if reference is None or reference.update is None else held_to(optimizer, spec, reference)
+        check, cause = sized(optimizer, spec, world, known)
+        checks.append(check)
+        causes += [cause] if cause else []
     return _agreed(_gathered((checks, causes), world), replicas)
 
 
@@ -227,7 +234,7 @@ def _ratio(error: float, allowed: float) -> float:
 def _of_passes(trial: Trial, optimizer: Optimizer, spec: RunSpec) -> list[Check]:
     """Return the checks that need no reference."""
     suffix = ", accumulated" if trial.stream.accumulation > 1 else ""
-    found = [_initial(f"initial values{suffix}", trial.passes[0][0], spec.seed)]
+    found = [_initial(f"initial values{suffix}", trial, spec.seed)]
     changed = [
         (step, name)
         for step, passes in enumerate(trial.passes, start=1)
@@ -264,8 +271,9 @@ def _flag(name: str, faults: Sequence[tuple[int, str]]) -> Check:
     return Check(name=name, verdict="wrong", step=step, tensor=tensor)
 
 
-def _initial(name: str, seen: Values, seed: int) -> Check:
-    differing = [each for each in SHAPES if not torch.equal(seen[each].cpu(), initial(each, seed))]
+def _initial(name: str, trial: Trial, seed: int) -> Check:
+    seen, shapes = trial.passes[0][0], trial.stream.shapes
+    differing = [each for each in shapes if not torch.equal(seen[each].cpu(), initial(each, seed, shapes[each]))]
     return _flag(name, [(1, each) for each in differing])
 
 

@@ -11,7 +11,7 @@ import torch
 from harness.interfaces import DataShard
 from harness.parameter_groups import role
 from harness.verification.comparing import round_state
-from harness.verification.linear import SHAPES, Linear, coefficients
+from harness.verification.linear import SIZES, Linear, coefficients
 from harness.verification.stream import Group
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Stream:
         global_batch: samples a step.
         clip_norm: as asked of the engine.
         without: steps, from 0, in which the parameter ``spare`` has no gradient.
+        size: of the workload.
     """
 
     seed: int
@@ -50,7 +51,13 @@ class Stream:
     global_batch: int
     clip_norm: float | None = None
     without: tuple[int, ...] = ()
+    size: str = "small"
     _known: dict[int, Values] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The parameters."""
+        return SIZES[self.size]
 
     def shard(self, rank: int) -> DataShard:
         """Return what a rank reads."""
@@ -59,9 +66,10 @@ class Stream:
     def shares(self, step: int) -> Values:
         """Return each micro-batch's and rank's own gradient: shape (accumulation, ranks, *shape); step from 0."""
         if step not in self._known:
-            drawn = {name: coefficients(self.seed, step, name, self.global_batch) for name in SHAPES}
+            shapes = self.shapes
+            drawn = {n: coefficients(self.seed, step, n, self.global_batch, shapes[n]) for n in shapes}
             self._known[step] = {
-                name: each.reshape(self.accumulation, self.ranks, -1, *SHAPES[name]).mean(2)
+                name: each.reshape(self.accumulation, self.ranks, -1, *shapes[name]).mean(2)
                 for name, each in drawn.items()
             }
         return self._known[step]
@@ -157,10 +165,11 @@ def updates(held: Held, trial: Trial, rank: int, behaviour: Behaviour = RIGHT) -
         behaviour: what is assumed.
     """
     assert held.reference.update is not None, "an algorithm that evaluates the loss has no linear trial"
-    states: dict[str, State] = {name: {} for name in SHAPES}
+    shapes = trial.stream.shapes
+    states: dict[str, State] = {name: {} for name in shapes}
     for step in range(len(trial.factors)):
         if behaviour.forgets and step == trial.resumed_at:
-            states = {name: {} for name in SHAPES}
+            states = {name: {} for name in shapes}
         gradient = behaviour.gradient(trial, step, rank)
         before = trial.values[step]
         if gradient is None:
@@ -168,19 +177,19 @@ def updates(held: Held, trial: Trial, rank: int, behaviour: Behaviour = RIGHT) -
             continue
         factor = behaviour.factor(trial, step)
         moved = {}
-        for name in SHAPES:
+        for name in shapes:
             g = gradient.get(name)
             if g is None:
                 moved[name] = torch.zeros_like(before[name])
                 continue
-            h = held.hyperparameters(_group(name), factor, behaviour.switches)
+            h = held.hyperparameters(_group(name, shapes[name]), factor, behaviour.switches)
             moved[name] = held.reference.update(before[name], g, states[name], h) - before[name]
             round_state(states[name], held.state_dtype)
         yield moved
 
 
-def _group(name: str) -> Group:
-    kind = role(name, len(SHAPES[name]), Linear.traits)
+def _group(name: str, shape: tuple[int, ...]) -> Group:
+    kind = role(name, len(shape), Linear.traits)
     return Group(kind, decay=kind != "vector")
 
 
@@ -190,7 +199,7 @@ def differences(trial: Trial, expected: Iterable[Values]) -> Iterator[dict[str, 
     The size is what is left of the steps before, where that is larger: moments cancel, the rounding in them does
     not. Of what should not move at all it is 0.
     """
-    sizes = dict.fromkeys(SHAPES, 0.0)
+    sizes = dict.fromkeys(trial.stream.shapes, 0.0)
     for step, wanted in enumerate(expected):
         row = {}
         for name, update in wanted.items():

@@ -37,6 +37,24 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
 }
 """The parameters. Few are divisible by the ranks, one is smaller than they are many."""
 
+_SHORT = (3, 1, 5, 2, 7, 4)
+
+ODD_SHAPES: Mapping[str, tuple[int, ...]] = {
+    "embed.weight": (1025, 4),
+    "blocks.0.long": (2 * 65_536 + 3,),
+    "blocks.0.bias": (33,),
+    "blocks.1.weight": (257, 129),
+    **{f"blocks.1.short_{number}": (_SHORT[number % len(_SHORT)],) for number in range(120)},
+    "head.weight": (17, 31),
+    "spare": (3,),
+}
+"""Parameters whose shards end beside the edges of vectors, blocks and chunks, and more than a launch over many
+tensors holds."""
+
+SIZES: Mapping[str, Mapping[str, tuple[int, ...]]] = {"small": SHAPES, "odd": ODD_SHAPES}
+"""The parameters by the workload's size."""
+
+_UNIT = -5
 _UNITS = {
     "embed.weight": -4,
     "blocks.0.weight": -5,
@@ -61,27 +79,37 @@ def _generator(*words: object) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(" ".join(map(str, words)).encode()))
 
 
-def coefficients(seed: int, step: int, name: str, samples: int) -> Tensor:
-    """Return c(t, i, p) of all samples of a step's global batch, float64, shape (samples, *shape of p)."""
+def coefficients(seed: int, step: int, name: str, samples: int, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Return c(t, i, p) of all samples of a step's global batch, float64, shape (samples, *shape of p).
+
+    Args:
+        seed: of the run.
+        step: from 0.
+        name: of the parameter.
+        samples: of the global batch.
+        shape: of the parameter; None: that of the small size.
+    """
+    shape = SHAPES[name] if shape is None else shape
     drawn = torch.randint(
-        -LARGEST, LARGEST + 1, (samples, *SHAPES[name]), generator=_generator(seed, step, name, samples)
+        -LARGEST, LARGEST + 1, (samples, *shape), generator=_generator(seed, step, name, samples)
     )
-    return drawn.double() * math.ldexp(1.0, _UNITS[name] + _SIZES[step % len(_SIZES)])
+    return drawn.double() * math.ldexp(1.0, _UNITS.get(name, _UNIT) + _SIZES[step % len(_SIZES)])
 
 
-def initial(name: str, seed: int) -> Tensor:
+def initial(name: str, seed: int, shape: tuple[int, ...] | None = None) -> Tensor:
     """Return a parameter's value before the first step, float64, exact in bfloat16, at most 0.06."""
-    drawn = torch.randint(-LARGEST, LARGEST + 1, SHAPES[name], generator=_generator(seed, "initial", name))
+    shape = SHAPES[name] if shape is None else shape
+    drawn = torch.randint(-LARGEST, LARGEST + 1, shape, generator=_generator(seed, "initial", name))
     return drawn.double() * 2.0**-8
 
 
 class _Part(nn.Module):
     """Some parameters, and their share of the loss."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()
         self._prefix = prefix
-        for name, shape in SHAPES.items():
+        for name, shape in shapes.items():
             if name.startswith(prefix):
                 self.register_parameter(name.removeprefix(prefix), nn.Parameter(torch.empty(shape)))
         self.seen: dict[str, Tensor] = {}
@@ -99,12 +127,12 @@ class _Part(nn.Module):
 class Model(nn.Module):
     """Parts that a strategy may shard one by one."""
 
-    def __init__(self) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> None:
         super().__init__()
-        self.embed = _Part("embed.")
-        self.blocks = nn.ModuleList([_Part("blocks.0."), _Part("blocks.1.")])
-        self.head = _Part("head.")
-        self.spare = nn.Parameter(torch.empty(SHAPES["spare"]))
+        self.embed = _Part("embed.", shapes)
+        self.blocks = nn.ModuleList([_Part("blocks.0.", shapes), _Part("blocks.1.", shapes)])
+        self.head = _Part("head.", shapes)
+        self.spare = nn.Parameter(torch.empty(shapes["spare"]))
         self.seen: dict[str, Tensor] = {}
 
     def forward(self, batch: Batch) -> Tensor:
@@ -125,7 +153,7 @@ class Linear:
     """The workload; it keeps the parameters' values as every forward pass has seen them.
 
     Args:
-        size: small, the only one.
+        size: ``small``, or ``odd``: shards end beside the edges of chunks.
         data: unused.
         without: steps, from 0, in which the parameter ``spare`` takes no part in the loss.
     """
@@ -133,7 +161,10 @@ class Linear:
     traits = WorkloadTraits(
         summary="a loss linear in the parameters: gradients are known beforehand; for optbench verify",
         source="small integers drawn by seed, step, sample and name",
-        sizes={"small": WorkloadSize(parameters=102, global_batch=16)},
+        sizes={
+            "small": WorkloadSize(parameters=102, global_batch=16),
+            "odd": WorkloadSize(parameters=169331, global_batch=16),
+        },
         default_size="small",
         metrics={"total": "neither"},
         options={"without": []},
@@ -143,26 +174,27 @@ class Linear:
     )
 
     def __init__(self, size: str | None = None, data: str | None = None, without: tuple[int, ...] = ()) -> None:
-        del size, data
+        del data
+        self._shapes = SIZES[size or "small"]
         self._without = frozenset(without)
         self.seen: list[dict[str, Tensor]] = []
         """Name -> value, float64, one entry a forward pass in training."""
 
     def build(self) -> nn.Module:
         """Return the model, values undefined."""
-        return Model()
+        return Model(self._shapes)
 
     def initialise(self, name: str, tensor: Tensor, seed: int) -> None:
         """Fill a parameter from seed and name."""
-        tensor.copy_(initial(name, seed))
+        tensor.copy_(initial(name, seed, self._shapes[name]))
 
     def batches(self, shard: DataShard) -> Iterator[Batch]:
         """Yield the coefficients of this rank's samples, by parameter: shape (samples, *shape), float32."""
         step = 0
         while True:
             drawn = {
-                name: coefficients(shard.seed, step, name, shard.global_batch).float()
-                for name in SHAPES
+                name: coefficients(shard.seed, step, name, shard.global_batch, shape).float()
+                for name, shape in self._shapes.items()
                 if name != "spare" or step not in self._without
             }
             for micro in range(shard.accumulation):
@@ -180,4 +212,5 @@ class Linear:
 
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
         """Return the loss of one sample of the first step."""
-        return {"total": float(self.loss(model, {n: coefficients(0, 0, n, 1).float() for n in SHAPES}).detach())}
+        batch = {name: coefficients(0, 0, name, 1, shape).float() for name, shape in self._shapes.items()}
+        return {"total": float(self.loss(model, batch).detach())}

@@ -10,6 +10,7 @@ import torch
 from harness.errors import UnsupportedError
 from harness.precision import stepped_dtype
 from harness.registry import load
+from harness.verification import size_trials, sizes
 from harness.verification.amplifying import amplified
 from harness.verification.besides import besides, nonfinite
 from harness.verification.bounds import bound
@@ -20,6 +21,8 @@ from harness.verification.diagnosis import diagnose
 from harness.verification.entering import on_entry
 from harness.verification.playing import RefusedError, Trace, play, stands_still
 from harness.verification.scenarios import Scenario, main, others
+from harness.verification.size_causes import named
+from harness.verification.sized import judge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,7 +83,7 @@ class _Trials:
         self.cause: str | None = None
 
     def all(self) -> tuple[list[Check], str | None]:
-        usual = main(self.optimizer.traits)
+        usual = main(self.optimizer.traits, sizes.compiled(self.optimizer.traits))
         try:
             trace = play(self.optimizer, usual.spec(self.spec, None), usual)
         except RefusedError as error:
@@ -94,6 +97,7 @@ class _Trials:
         self._judge_main(held, trace)
         self.checks += besides(trace, self.optimizer)
         if self.optimizer.traits.compiled:
+            self._judge_compiled(held, trace)
             told = "each would compile for half a minute; foreach, which is compiled here, is tried in all"
             self.checks.append(Check(name="further trials", verdict="not applicable", detail=told))
             return self.checks, self.cause
@@ -107,6 +111,7 @@ class _Trials:
             self._try(scenario, held.lr)
         self.checks.append(nonfinite(self.optimizer, self.spec))
         self.checks.append(amplified(self.optimizer, self.spec))
+        self._try_sizes(held.lr)
         return self.checks, self.cause
 
     def _ask_for_a_rate(self, trace: Trace) -> None:
@@ -117,6 +122,21 @@ class _Trials:
                 "told: give --lr, or leave --like out"
             )
 
+    def _try_sizes(self, lr: float) -> None:
+        """Try sizes, counts and layouts, unless something is wrong at any size."""
+        if any(check.verdict == "wrong" for check in self.checks):
+            told = "left out: it is wrong at any size"
+            self.checks.append(Check(name="sizes", verdict="not applicable", detail=told))
+            return
+        granularity: str = self.optimizer.traits.granularity
+        if granularity == "undeclared":
+            granularity = load("harness.optimizers.algorithms:ALGORITHMS")[self.reference.algorithm].granularity
+        checks, cause = size_trials.trials(
+            self.optimizer, self.spec, lambda scenario, trace: self._held(scenario, trace, lr), granularity
+        )
+        self.checks += checks
+        self.cause = self.cause or cause
+
     def _judge_main(self, held: Held, trace: Trace) -> None:
         found = compare(held, trace)
         saved = trace.scenario.saved_at or trace.scenario.steps
@@ -125,6 +145,14 @@ class _Trials:
         self.checks.append(judged("resumed from a saved state", [each for each in found if each.step > saved]))
         if any(check.verdict == "wrong" for check in self.checks):
             self.cause = diagnose(held, trace, found)
+
+    def _judge_compiled(self, held: Held, trace: Trace) -> None:
+        """Judge those tensors of the main trial that are there for their size or layout."""
+        names = {each.name for each in sizes.compiled(self.optimizer.traits)}
+        check = judged("sizes", [each for each in compare(held, trace) if each.tensor in names])
+        if check.verdict == "wrong" and self.cause is None:
+            self.cause = named(judge(held, trace), trace.scenario.stage)
+        self.checks.append(check.model_copy(update={"detail": sizes.COMPILED_WORDS}))
 
     def _try(self, scenario: Scenario, lr: float) -> None:
         spec = scenario.spec(self.spec, lr)

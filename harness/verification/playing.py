@@ -12,6 +12,7 @@ import torch
 from harness.precision import stepped_dtype
 from harness.rates import peaks, set_lr
 from harness.stepping import Driver
+from harness.verification.layouts import laid_out
 from harness.verification.stream import given, parameters
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Trace:
         state_elements: of all state tensors, after each step.
         lr: peak rate of each tensor's group, as the optimizer has it.
         defaults: what the optimizer says its hyperparameters are.
+        dtype: of the parameters.
     """
 
     scenario: Scenario
@@ -75,6 +77,7 @@ class Trace:
     state_elements: list[int] = field(default_factory=list)
     lr: dict[str, float | None] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
 
 
 class RefusedError(Exception):
@@ -99,8 +102,8 @@ class Player:
         if optimizer.traits.compiled:  # past its limit of recompilations torch.compile runs a step eagerly
             torch.compiler.reset()
         self.device = device(spec)
-        dtype = getattr(torch, stepped_dtype(spec.precision))
-        self.parameters = parameters(scenario.stage, dtype, self.device)
+        self.dtype = getattr(torch, stepped_dtype(spec.precision))
+        self.parameters = parameters(scenario.stage, self.dtype, self.device)
         self._take(self._build())
         self._peaks = peaks(self.live)
 
@@ -175,8 +178,10 @@ class Player:
     def resume(self) -> None:
         """Save state, load it into a fresh instance over copies of the parameters, and go on with that."""
         state = self.live.state_dict()  # what holds it is dropped: nothing else writes to it
+        stage = self.scenario.stage
         self.parameters = {
-            name: parameter.detach().clone().requires_grad_() for name, parameter in self.parameters.items()
+            name: laid_out(parameter.detach(), stage.member(name).layout).requires_grad_()
+            for name, parameter in self.parameters.items()
         }
         self._take(self._build())
         self.live.load_state_dict(state)
@@ -223,7 +228,7 @@ def play(
     """
     before_all = {thread.ident for thread in threading.enumerate()}
     player = Player(optimizer, spec, scenario)
-    trace = Trace(scenario, lr=player.peak_rates(), defaults=dict(player.live.defaults))
+    trace = Trace(scenario, lr=player.peak_rates(), defaults=dict(player.live.defaults), dtype=player.dtype)
     for number in range(1, scenario.steps + 1):
         try:
             _step(player, trace, number)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.verification.stream import Group, Member, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from harness.interfaces import OptimizerTraits
     from harness.spec import RunSpec
@@ -66,9 +66,15 @@ class Scenario:
 _GROUPS = (Group("matrix"), Group("vector", decay=False), Group("matrix", lr_scale=0.5))
 
 
-def main(traits: OptimizerTraits) -> Scenario:
-    """Return the trial of everything usual at once: groups, shapes, magnitudes, a schedule, saving and loading."""
-    return Scenario("update", _stage(traits), saved_at=SAVED_AT)
+def main(traits: OptimizerTraits, more: Sequence[Member] = ()) -> Scenario:
+    """Return the trial of everything usual at once: groups, shapes, magnitudes, a schedule, saving and loading.
+
+    Args:
+        traits: of the implementation.
+        more: further tensors.
+    """
+    stage = _stage(traits)
+    return Scenario("update", replace(stage, members=(*stage.members, *more)), saved_at=SAVED_AT)
 
 
 def _main_groups(traits: OptimizerTraits) -> tuple[Group, ...]:

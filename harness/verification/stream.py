@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from harness.interfaces import ParamGroup
+from harness.verification.layouts import MARGIN, laid_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,9 +19,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.interfaces import Role
+    from harness.verification.layouts import Layout
 
 SIZE = 0.05
 """Standard deviation of initial parameters: small, so that their own rounding hides little of an update."""
+
+POOL = 1 << 20
+"""Numbers that members with a place share."""
 
 Kind = Literal[
     "ordinary", "spread", "small", "zero", "at times zero", "tiny", "faint", "large", "none", "at times none"
@@ -51,6 +57,9 @@ class Member:
         group: number of its group.
         kind: of its gradients.
         sparse: its gradients are sparse COO tensors with some of the rows.
+        layout: how the parameter lies in memory.
+        gradient_layout: how its gradients do; None: as the parameter.
+        place: where its numbers lie among those drawn at once for all such members; None: it draws its own.
     """
 
     name: str
@@ -58,17 +67,22 @@ class Member:
     group: int = 0
     kind: Kind = "ordinary"
     sparse: bool = False
+    layout: Layout = "contiguous"
+    gradient_layout: Layout | None = None
+    place: int | None = None
 
     def start(self) -> Tensor:
         """Return the parameter before the first step, float64."""
-        return SIZE * _normal(f"{self.name}/start", self.shape)
+        return SIZE * self._drawn("start")
 
     def gradient(self, step: int) -> Tensor | None:
         """Return the gradient of one step (from 1), dense, float64; None: it has none."""
         absent = step % _ABSENT_EVERY == 1
         if self.kind == "none" or (self.kind == "at times none" and absent):
             return None
-        values = _normal(f"{self.name}/{step}", self.shape)
+        values = self._drawn(str(step))
+        if self.gradient_layout in {"expanded", "repeated"}:
+            values = values[:1].expand(self.shape)
         if self.kind == "at times zero" and absent:
             return torch.zeros_like(values)
         if self.kind == "spread" and values.numel():
@@ -77,6 +91,12 @@ class Member:
         if self.sparse:
             values[step % 2 :: 2] = 0.0  # every other row
         return values * _FACTOR.get(self.kind, 1.0)
+
+    def _drawn(self, key: str) -> Tensor:
+        """Return N(0, 1), float64, from the key and the member."""
+        if self.place is None:
+            return _normal(f"{self.name}/{key}", self.shape)
+        return _pool(key)[self.place : self.place + math.prod(self.shape)].reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -88,13 +108,20 @@ class Stage:
 
     def member(self, name: str) -> Member:
         """Return the named tensor's description."""
-        return next(each for each in self.members if each.name == name)
+        return self._by_name[name]
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Member]:
+        return {each.name: each for each in self.members}
 
     def param_groups(self, parameters: Mapping[str, Tensor]) -> list[ParamGroup]:
         """Return the groups over live parameters, those without members left out."""
+        named: dict[int, list[str]] = {}
+        for each in self.members:
+            named.setdefault(each.group, []).append(each.name)
         made = []
         for number, group in enumerate(self.groups):
-            names = tuple(each.name for each in self.members if each.group == number)
+            names = tuple(named.get(number, ()))
             if names:
                 tensors = tuple(parameters[name] for name in names)
                 made.append(ParamGroup(names, tensors, group.role, group.decay, group.lr_scale))
@@ -103,7 +130,9 @@ class Stage:
 
 def parameters(stage: Stage, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     """Return the stage's parameters before the first step, as leaves."""
-    return {each.name: each.start().to(device, dtype).requires_grad_() for each in stage.members}
+    return {
+        each.name: laid_out(each.start().to(device, dtype), each.layout).requires_grad_() for each in stage.members
+    }
 
 
 def given(member: Member, step: int, like: Tensor) -> Tensor | None:
@@ -112,7 +141,22 @@ def given(member: Member, step: int, like: Tensor) -> Tensor | None:
     if values is None:
         return None
     dense = values.to(like.device, like.dtype)
-    return dense.to_sparse(1).coalesce() if member.sparse else dense
+    if member.sparse:
+        return dense.to_sparse(1).coalesce()
+    layout = member.gradient_layout or member.layout
+    return dense if layout == "contiguous" else laid_out(dense, layout, _beside(values))
+
+
+def _beside(values: Tensor) -> Tensor:
+    """Return what lies around a gradient in memory: other numbers like it."""
+    needed = 2 * values.numel() + 2 * MARGIN + 1
+    return _pool("beside") if needed <= POOL else _normal("beside", (needed,))
+
+
+@functools.lru_cache(maxsize=8)
+def _pool(key: str) -> Tensor:
+    """Return numbers for many members at once."""
+    return _normal(f"pool/{key}", (POOL,))
 
 
 def _normal(key: str, shape: Sequence[int]) -> Tensor:

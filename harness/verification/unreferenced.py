@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness.seeding import seed_generators
+from harness.verification import sizes
 from harness.verification.amplifying import amplified
 from harness.verification.besides import besides, nonfinite
 from harness.verification.certificate import Check, Verdict
 from harness.verification.demands import demand, refused
 from harness.verification.playing import Player, RefusedError, play, stands_still
 from harness.verification.scenarios import unreferenced
+from harness.verification.unreferenced_sizes import trials as sizes_alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -62,7 +64,21 @@ def trials(optimizer: Optimizer, spec: RunSpec) -> tuple[list[Check], str | None
     checks = [_every_element(trace), _standstill(trace, draws=draws), *besides(trace, optimizer)]
     checks += [repeats, *pairs.all()] if repeats.verdict == "passed" else [repeats]
     checks += [nonfinite(optimizer, spec), amplified(optimizer, spec)]
-    return checks, _cause(trace, checks)
+    cause = _cause(trace, checks)
+    if any(check.verdict == "wrong" for check in checks):
+        return checks, cause
+    if optimizer.traits.compiled:
+        told = "left out, since a step is compiled for every list of tensors"
+        return [*checks, Check(name="sizes", verdict="not applicable", detail=told)], cause
+    drawn = draws or repeats.verdict != "passed"
+    sized, found = sizes_alone(optimizer, spec, draws=drawn, moves_all=_moves_at_once(trace))
+    return [*checks, *sized], cause or found
+
+
+def _moves_at_once(trace: Trace) -> bool:
+    """Say whether the first steps move every element."""
+    early = trace.steps[: sizes.STEPS - 1]
+    return all(bool((torch.stack([step.moved(n) != 0 for step in early]).any(0)).all()) for n in early[0].before)
 
 
 def _cause(trace: Trace, checks: list[Check]) -> str | None:

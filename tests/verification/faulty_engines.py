@@ -320,6 +320,39 @@ class OneRankRounds(Replicas):
     engine = _Drifting
 
 
+class _PastAChunk(ShardedEngine):
+    """Steps the first chunk of each shard alone."""
+
+    def _step(self):
+        shards = [parameter.to_local().detach().view(-1) for parameter in self._parameters]
+        kept = [shard[65_536:].clone() for shard in shards]
+        super()._step()
+        for shard, values in zip(shards, kept, strict=True):
+            shard[65_536:] = values
+
+
+class PastAChunkOfTheShard(FSDP2):
+    name = "past-a-chunk-of-the-shard"
+
+    def start(self, workload, optimizer, spec, world):
+        return _PastAChunk(workload, optimizer, spec, world, {**self.options, **spec.strategy_options})
+
+
+class _ManyTensors(TorchEngine):
+    """Steps no more tensors than a launch holds."""
+
+    def _step(self):
+        kept = [(parameter, parameter.detach().clone()) for parameter in self._parameters[110:]]
+        super()._step()
+        with torch.no_grad():
+            for parameter, value in kept:
+                parameter.copy_(value)
+
+
+class PastALaunch(Replicas):
+    engine = _ManyTensors
+
+
 class Raises(Replicas):
     def start(self, workload, optimizer, spec, world):
         raise ValueError("broken on purpose")

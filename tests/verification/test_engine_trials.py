@@ -50,6 +50,8 @@ FAULTS = {
     "StateLostOnLoad": "the optimizer's state is lost on load",
     "GradientDropped": "these tensors are left out: head.weight",
     "OneRankRounds": None,
+    "PastAChunkOfTheShard": "3 of 131,075 elements do not move, such as number 65,537 (1 of 126 tensors)",
+    "PastALaunch": "tensors number 111 to 126 of 126 do not move",
 }
 
 
@@ -131,6 +133,8 @@ def passed_every_check(made):
     for name in ("update", "resumed from a saved state", "update, accumulated and clipped"):
         assert 0 < checks[name]["error"] <= checks[name]["bound"]
     assert checks["replicas are identical"]["verdict"] == "passed"
+    assert checks["sizes"]["verdict"] == "passed"
+    assert "131,075" in checks["sizes"]["detail"]
 
 
 @pytest.mark.parametrize("cell", SOUND, ids="-".join)
