@@ -6,6 +6,7 @@ common and no right one has: a length, a number in the list, a layout.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -100,7 +101,8 @@ def _split(found: Found, stage: Stage) -> tuple[list[_Wrong], list[_Wrong]]:
     """Return the tensors with wrong elements, and the others."""
     sizes = _group_sizes(stage)
     numbers: dict[int, int] = {}
-    wrong, right = [], []
+    wrong: list[_Wrong] = []
+    right: list[_Wrong] = []
     stills = [part for _, part in found.parts(found.still)]
     for (member, part), still in zip(found.parts(found.wrong), stills, strict=True):
         number = numbers[member.group] = numbers.get(member.group, 0) + 1
@@ -298,16 +300,16 @@ def _by_layout(wrong: Sequence[_Wrong], right: Sequence[_Wrong], stage: Stage) -
 
 def _layout_words(wrong: Sequence[Member], right: Sequence[Member]) -> str | None:
     """Return how the wrong ones lie, if no right one does."""
-    for way in (lambda each: each.layout, _gradient_layout, lambda each: (each.layout, _gradient_layout(each))):
+    ways: tuple[Callable[[Member], tuple[Layout, ...]], ...] = (
+        lambda each: (each.layout,),
+        lambda each: (_gradient_layout(each),),
+        lambda each: (each.layout, _gradient_layout(each)),
+    )
+    words = ("{}", "given gradients that are {}", "{} with gradients that are {}")
+    for way, form in zip(ways, words, strict=True):
         lying, others = {way(each) for each in wrong}, {way(each) for each in right}
-        if lying & others or not others or lying & {"contiguous", "framed"}:
-            continue
-        if way is _gradient_layout:
-            return f"given gradients that are {_listed([_LYING[each] for each in sorted(lying)])}"
-        if all(isinstance(each, str) for each in lying):
-            return _listed([_LYING[each] for each in sorted(lying)])
-        pairs = [f"{_LYING[one]} with gradients that are {_LYING[two]}" for one, two in sorted(lying)]
-        return _listed(pairs)
+        if others and not lying & (others | {("contiguous",), ("framed",)}):
+            return _listed([form.format(*(_LYING[each] for each in lies)) for lies in sorted(lying)])
     return None
 
 
@@ -332,18 +334,18 @@ def _misread(held: Held, trace: Trace) -> str | None:
     if all({each.layout, _gradient_layout(each)} <= plain for each in trace.scenario.stage.members):
         return None
     for cause, order in _ORDERS.items():
-        twist = Twist(cause, gradient=lambda t, name, step, order=order: _reread(t, name, step, order))
+        twist = Twist(cause, gradient=functools.partial(_reread, order=order))
         if judge(held, trace, twist).worst.ratio <= 1:
             return cause
     return None
 
 
 def _by_parameter(member: Member, gradient: Tensor) -> Tensor:
-    return _read(whole(gradient), member, strides(member.shape, member.layout), gradient.storage_offset())
+    return _read(whole(gradient), member, strides(member.shape, member.layout), int(gradient.storage_offset()))
 
 
 def _by_memory(member: Member, gradient: Tensor) -> Tensor:
-    return _read(whole(gradient), member, strides(member.shape, "contiguous"), gradient.storage_offset())
+    return _read(whole(gradient), member, strides(member.shape, "contiguous"), int(gradient.storage_offset()))
 
 
 def _by_index(member: Member, gradient: Tensor) -> Tensor:

@@ -69,7 +69,13 @@ class _Line:
     tried: list[Tried] = field(default_factory=list)
     left_out: list[Tried] = field(default_factory=list)
 
+    @property
+    def cause(self) -> str | None:
+        """Of the longest that is wrong: it shows the most."""
+        return next((each.cause for each in reversed(self.outcomes) if each.verdict == "wrong"), None)
+
     def check(self) -> Check:
+        """Return the verdict on all of them."""
         worst = max(self.outcomes, key=_badness)
         words = [worst.words] if worst.words else []
         words.append(merged(self.tried))
@@ -133,7 +139,7 @@ def tried_all(
         ladders, budget = sizes.by_cost(matrices=granularity != "tensor"), BUDGET_S
         ladders = [*ladders[:-1], *([each] for each in ladders[-1])]
     lines = [_climb(ladder, outcome, budget / len(ladders)) for ladder in filter(None, ladders)]
-    causes = [each.cause for line in lines for each in line.outcomes if each.cause and each.verdict == "wrong"]
+    causes = [line.cause for line in lines if line.cause]
     return [line.check() for line in _by_name(lines)], next(iter(causes), None)
 
 
@@ -151,7 +157,8 @@ def _by_name(lines: Sequence[_Line]) -> list[_Line]:
 def _climb(ladder: Sequence[Tried], outcome: Callable[[Tried], tuple[Outcome, float]], budget_s: float) -> _Line:
     """Try one after the other while the next is expected to fit into the budget."""
     line = _Line(ladder[0].scenario.name)
-    left, rates = budget_s, []
+    left = budget_s
+    rates: list[float] = []  # CPU seconds an element
     for number, each in enumerate(ladder):
         growth = max(1.0, rates[-1] / rates[-2]) if len(rates) > 1 else 1.0
         if rates and rates[-1] * growth * each.elements > left:
@@ -162,8 +169,6 @@ def _climb(ladder: Sequence[Tried], outcome: Callable[[Tried], tuple[Outcome, fl
         took = time.process_time() - started
         line.outcomes.append(made)
         line.tried.append(each)
-        if made.verdict == "wrong":
-            break
         if state > STATE_PER_ELEMENT:
             line.left_out += ladder[number + 1 :]
             break

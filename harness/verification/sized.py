@@ -55,8 +55,8 @@ class Found:
 
     def parts(self, vector: Tensor) -> Iterator[tuple[Member, Tensor]]:
         """Yield each tensor with its part of a vector."""
-        lengths = [last - first for first, last in zip(self.starts, self.starts[1:], strict=False)]
-        yield from zip(self.members, vector.split(lengths), strict=True)
+        for member, first, last in zip(self.members, self.starts, self.starts[1:], strict=False):
+            yield member, vector[first:last]
 
 
 def judge(held: Held, trace: Trace, twist: Twist = AS_WRITTEN) -> Found:

@@ -323,10 +323,10 @@ class OneRankRounds(Replicas):
 class _PastAChunk(ShardedEngine):
     """Steps the first chunk of each shard alone."""
 
-    def _step(self):
+    def _step(self, loss):
         shards = [parameter.to_local().detach().view(-1) for parameter in self._parameters]
         kept = [shard[65_536:].clone() for shard in shards]
-        super()._step()
+        super()._step(loss)
         for shard, values in zip(shards, kept, strict=True):
             shard[65_536:] = values
 
@@ -341,9 +341,9 @@ class PastAChunkOfTheShard(FSDP2):
 class _ManyTensors(TorchEngine):
     """Steps no more tensors than a launch holds."""
 
-    def _step(self):
+    def _step(self, loss):
         kept = [(parameter, parameter.detach().clone()) for parameter in self._parameters[110:]]
-        super()._step()
+        super()._step(loss)
         with torch.no_grad():
             for parameter, value in kept:
                 parameter.copy_(value)
