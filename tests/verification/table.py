@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 
 from faulty_optimizers import FAULTS, SOUND
+from faulty_sizes import FAULTS as SIZED
+from faulty_sizes import SOUND as SOUND_SIZED
 from test_engine_trials import FAULTS as ENGINE_FAULTS
 from test_engine_trials import proved
 from test_plain_trials import Planted, spec_of, wrong
@@ -20,13 +22,16 @@ def main() -> None:
     for name, (cls, _) in FAULTS.items():
         checks, cause = trials(Planted(cls), spec_of("adamw/planted"), reference("adamw"))
         print(row(name, [check.name for check in wrong(checks)], cause))
+    for name, (cls, _, _) in SIZED.items():
+        checks, cause = trials(Planted(cls), spec_of("adamw/planted"), reference("adamw"))
+        print(row(name, [check.name for check in wrong(checks)], cause))
     with tempfile.TemporaryDirectory() as folder:
         jobs = [{"optimizer": "adamw/foreach", "strategy": f"faulty_engines:{name}"} for name in ENGINE_FAULTS]
         made = proved(Path(folder), jobs)
     for name, each in zip(ENGINE_FAULTS, made, strict=True):
         found = [check["name"] for check in each["checks"] if check["verdict"] == "wrong"]
         print(row(f"engine: {name}", found, each["cause"]))
-    for name, cls in SOUND.items():
+    for name, cls in {**SOUND, **SOUND_SIZED}.items():
         checks, cause = trials(Planted(cls), spec_of("adamw/planted"), reference("adamw"))
         print(row(f"sound: {name}", [check.name for check in wrong(checks)], cause))
 

@@ -14,6 +14,7 @@ from test_plain_trials import Planted, spec_of, wrong
 from harness.interfaces import OptimizerTraits
 from harness.optimizers.torch_native import OPTIMIZERS as NATIVE
 from harness.references.table import reference
+from harness.spec import RunSpec
 from harness.verification import huge, layouts, size_trials, sizes, unreferenced_sizes
 from harness.verification.plain import held, trials
 
@@ -226,3 +227,22 @@ def test_more_than_two_to_the_31_elements(planted):
         pytest.skip(found.detail)
     assert found.verdict == ("wrong" if planted else "passed"), found.detail
     assert not planted or found.detail.startswith("element number 2,147,483,649 of 2,147,487,747 does not move")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["adamw/fused", "adamw/foreach", "adamw/forloop"])
+def test_more_than_two_to_the_31_elements_on_a_gpu(name):
+    native, spec = NATIVE[name], RunSpec(workload="gpt", optimizer=name, precision="bf16-pure")
+    options = {**reference("adamw").variants, **native.hyperparameters(spec)}
+    lr = options.pop("lr")
+    found = huge.check(native, spec, held(native, spec, reference("adamw"), options, lr))
+    if found.verdict == "not applicable":
+        pytest.skip(found.detail)
+    assert found.verdict == "passed", found.detail
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["adamw/fused", "adamw/foreach", "sgd-momentum/fused"])
+def test_sizes_counts_and_layouts_pass_on_a_gpu(name):
+    checks, cause = trials(NATIVE[name], RunSpec(workload="gpt", optimizer=name), reference(name.split("/")[0]))
+    assert (wrong(checks), cause) == ([], None)
