@@ -50,7 +50,9 @@ FAULTS = {
     "StateLostOnLoad": "the optimizer's state is lost on load",
     "GradientDropped": "these tensors are left out: head.weight",
     "OneRankRounds": None,
-    "PastAChunkOfTheShard": "3 of 131,075 elements do not move, such as number 65,537 (in every tensor of more than 33,153 elements)",
+    "PastAChunkOfTheShard": (
+        "3 of 131,075 elements do not move, such as number 65,537 (in every tensor of more than 33,153 elements)"
+    ),
     "PastALaunch": "tensors number 110 to 125 of 126 do not move",
 }
 
