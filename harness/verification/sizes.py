@@ -87,6 +87,7 @@ def by_cost(*, matrices: bool) -> list[list[Tried]]:
         )
         for low, high in bounds
     ]
+    lengths = [each for each in lengths if each.elements]
     counts = [_counts((count,)) for count in COUNTS]
     many = [_counts((count,), (3, 2)) for count in (111, 321)] if matrices else []
     return [lengths, counts, many, [_groups(100), _groups(THOUSAND)], layouts()]

@@ -36,6 +36,13 @@ def spec_of(name, **options):
     return RunSpec(workload="gpt", optimizer=name, device="cpu", **options)
 
 
+def few_sizes(monkeypatch):
+    """Try few lengths and counts: all of them are tried exhaustively."""
+    monkeypatch.setattr(sizes, "LENGTHS", (1, 33, 1025))
+    monkeypatch.setattr(sizes, "COUNTS", (1, 111))
+    monkeypatch.setattr(sizes, "THOUSAND", 10)
+
+
 def wrong(checks):
     return [check for check in checks if check.verdict == "wrong"]
 
@@ -55,7 +62,8 @@ def test_a_planted_fault_is_caught_and_its_cause_is_named(fault):
 
 
 @pytest.mark.parametrize("rewrite", SOUND)
-def test_a_correct_rewrite_passes(rewrite):
+def test_a_correct_rewrite_passes(rewrite, monkeypatch):
+    few_sizes(monkeypatch)
     checks, cause = trials(Planted(SOUND[rewrite]), spec_of("adamw/planted"), reference("adamw"))
     assert wrong(checks) == []
     assert cause is None
@@ -72,10 +80,8 @@ def one_of_each() -> list[str]:
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's own Adagrad makes sparse tensors
 @pytest.mark.parametrize("name", one_of_each())
 def test_the_native_registry_passes(name, monkeypatch):
-    if not name.startswith("adamw/"):  # with all sizes and counts exhaustively
-        monkeypatch.setattr(sizes, "LENGTHS", (1, 33, 1025))
-        monkeypatch.setattr(sizes, "COUNTS", (1, 111))
-        monkeypatch.setattr(sizes, "THOUSAND", 10)
+    if not name.startswith("adamw/"):
+        few_sizes(monkeypatch)
     assert alarms(name) == (None, [])
 
 

@@ -19,6 +19,12 @@ from harness.verification import huge, layouts, size_trials, sizes, unreferenced
 from harness.verification.plain import held, trials
 
 
+def on_a_gpu(test):
+    """Mark a test that needs a CUDA device."""
+    lacking = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    return pytest.mark.gpu(lacking(test))
+
+
 def tried(optimizer, names=None, granularity="element"):
     """Return what became of the named trials, or of all, of an implementation of AdamW."""
     spec, known = spec_of("adamw/planted"), reference("adamw")
@@ -229,7 +235,7 @@ def test_more_than_two_to_the_31_elements(planted):
     assert not planted or found.detail.startswith("element number 2,147,483,649 of 2,147,487,747 does not move")
 
 
-@pytest.mark.gpu
+@on_a_gpu
 @pytest.mark.parametrize("name", ["adamw/fused", "adamw/foreach", "adamw/forloop"])
 def test_more_than_two_to_the_31_elements_on_a_gpu(name):
     native, spec = NATIVE[name], RunSpec(workload="gpt", optimizer=name, precision="bf16-pure")
@@ -241,7 +247,7 @@ def test_more_than_two_to_the_31_elements_on_a_gpu(name):
     assert found.verdict == "passed", found.detail
 
 
-@pytest.mark.gpu
+@on_a_gpu
 @pytest.mark.parametrize("name", ["adamw/fused", "adamw/foreach", "sgd-momentum/fused"])
 def test_sizes_counts_and_layouts_pass_on_a_gpu(name):
     checks, cause = trials(NATIVE[name], RunSpec(workload="gpt", optimizer=name), reference(name.split("/")[0]))
