@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from harness import launching
 from harness.errors import OptbenchError
@@ -64,6 +64,20 @@ class OutOfMemoryError(ArmError):
 
 NO_MEMORY = ("OutOfMemoryError", "out of memory", "MemoryError", "not enough memory", "Cannot allocate memory")
 """What torch, its allocators and Python say where memory is short."""
+
+
+class Built(NamedTuple):
+    """One arm at the start of a launch, as its own ranks tell.
+
+    Attributes:
+        build_s: how long its slowest rank took to build its engine, in seconds.
+        compiled: its optimizer declares that it compiles.
+        state_dtypes: its optimizer declares, of its states.
+    """
+
+    build_s: float
+    compiled: bool
+    state_dtypes: tuple[str, ...]
 
 
 class Arms:
@@ -272,8 +286,8 @@ class Arms:
             if process.poll() is not None:
                 raise self._error(index, f"ended with code {process.poll()}")
 
-    def launch(self, indices: Sequence[int]) -> dict[int, float]:
-        """Start a launch of some arms; return how long each took to build its engine, in seconds.
+    def launch(self, indices: Sequence[int]) -> dict[int, Built]:
+        """Start a launch of some arms; return what each tells of itself once its engine is built.
 
         Raises:
             ArmError: one failed, or did not answer in time.
@@ -283,11 +297,14 @@ class Arms:
         called = [(index, line) for (index, _), line in self._ranks.items() if index in ports]
         for index, line in called:
             self._send(index, line, "launch", number=self._number, port=ports[index])
-        took = dict.fromkeys(indices, 0.0)
+        built: dict[int, Built] = {}
         for line, message in self._answers({}, "before its first step", new=len(called)):
-            self._children[message["arm"], message["rank"]] = line
-            took[message["arm"]] = max(took[message["arm"]], float(message["build_s"]))
-        return took
+            index, build_s = message["arm"], float(message["build_s"])
+            self._children[index, message["rank"]] = line
+            if index in built:
+                build_s = max(build_s, built[index].build_s)
+            built[index] = Built(build_s, bool(message["compiled"]), tuple(message["state_dtypes"]))
+        return {index: built[index] for index in indices}
 
     def turn(self, index: int, lead: int, steps: int) -> dict[str, Any]:
         """Give one arm the baton; return its ranks' answer as one, see `as_one`.

@@ -453,6 +453,17 @@ def _started(spec: Any) -> tuple[Any, Any, Any]:
     return world, engine, workload
 
 
+def _declared(spec: Any) -> dict[str, Any]:
+    """Return what the arm's own optimizer declares: the driver may have other code of that name, or none."""
+    from harness.registry import OPTIMIZERS
+
+    traits = OPTIMIZERS.get(spec.optimizer).traits
+    return {
+        "compiled": bool(getattr(traits, "compiled", False)),  # traits of an older checkout may lack it
+        "state_dtypes": [str(each) for each in getattr(traits, "state_dtypes", ())],
+    }
+
+
 def _take_turns(driver: Line, where: dict[str, int], fields: dict[str, Any]) -> None:
     import torch
     from torch import distributed
@@ -474,7 +485,7 @@ def _take_turns(driver: Line, where: dict[str, int], fields: dict[str, Any]) -> 
             torch.accelerator.synchronize(world.device)
 
     parameters, done = _parameter_sums(engine), 0
-    driver.send("built", **where, build_s=time.monotonic() - began)
+    driver.send("built", **where, build_s=time.monotonic() - began, **_declared(spec))
     cores = _cores_of(spec)
     while (message := driver.receive())["kind"] == "turn":
         if host and done:  # not in the first turn: a compiler may use them all; later, threads may be new

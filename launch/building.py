@@ -11,6 +11,7 @@ from harness.registry import OPTIMIZERS, strategy
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from harness.plan import Cell
     from harness.spec import RunSpec
 
 
@@ -34,7 +35,17 @@ class Kernels:
         Returns:
             For each spec None, or why it cannot start: which of its kernels could not be built.
         """
-        needs = [_needed(spec) for spec in specs]
+        return self._build([_needed(spec) for spec in specs])
+
+    def build_planned(self, cells: Sequence[Cell]) -> list[str | None]:
+        """Build what planned cells need, as `build`, also where only the code of another place knows their names.
+
+        Args:
+            cells: planned on this machine, by this process or another one.
+        """
+        return self._build([_on_devices(cell.kernels, cell.spec) for cell in cells])
+
+    def _build(self, needs: Sequence[Sequence[tuple[str, str]]]) -> list[str | None]:
         missing: dict[str, list[str]] = {}
         for name, device in dict.fromkeys(each for need in needs for each in need):
             if (name, device) not in self._reasons:
@@ -47,7 +58,11 @@ class Kernels:
 
 def _needed(spec: RunSpec) -> list[tuple[str, str]]:
     """Return the kernels of a spec, each with the type of device that it is built for."""
-    names = kernels_of(spec, OPTIMIZERS.get(spec.optimizer), strategy(spec.strategy))
+    return _on_devices(kernels_of(spec, OPTIMIZERS.get(spec.optimizer), strategy(spec.strategy)), spec)
+
+
+def _on_devices(names: Sequence[str], spec: RunSpec) -> list[tuple[str, str]]:
+    """Return kernels of a spec, each with the type of device that it is built for."""
     if not names:
         return []
     device = "cpu" if spec.device == "cpu" else kernels.default_device()

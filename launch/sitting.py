@@ -15,7 +15,6 @@ from harness.comparison.model import Launch, WarmUp
 from harness.comparison.pacing import Cost, is_over
 from harness.comparison.steady import LEAST, steady
 from harness.errors import OptbenchError
-from harness.registry import OPTIMIZERS
 from launch.arms import ArmError
 from launch.watching import turn_of
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from harness.comparison.model import Arm, Design, Turn
-    from launch.arms import Arms
+    from launch.arms import Arms, Built
     from launch.watching import Machine
 
 WARM_UP_STEPS = (12, 24, 48, 96)
@@ -124,6 +123,7 @@ class Sitting:
         self._renewed = True
         self._further_s = math.inf
         self._curves: dict[int, list[float | None]] = {}
+        self._built: dict[int, Built] = {}
         self.launches: list[Launch] = []
         self.cost: Cost | None = None
         self.facts: dict[int, dict[str, Any]] = {}
@@ -247,8 +247,9 @@ class Sitting:
         """Start a launch of these arms and bring each to its steady state, one after another."""
         started_s = self.spent_s()
         built = self._worlds.launch(list(indices))
+        self._built |= built
         warm, losses = {}, {}
-        for index, build_s in built.items():
+        for index, (build_s, compiles, _) in built.items():
             times: list[float] = []
             self._curves[index] = []
             for until in WARM_UP_STEPS:
@@ -261,7 +262,6 @@ class Sitting:
                 start = steady(times)
                 if start is not None and len(times) - start >= LEAST and sum(times) >= WARM_UP_S:
                     break
-            compiles = OPTIMIZERS.get(self._arms[index].spec.optimizer).traits.compiled
             usual = sorted(times)[len(times) // 2]
             extra = sum(max(0.0, each - usual) for each in times) if compiles else None
             warm[index] = WarmUp(step_time_s=tuple(times), steady_from=start, build_s=build_s, compile_s=extra)
@@ -291,7 +291,7 @@ class Sitting:
         found = []
         for index, arm in enumerate(self._arms[1:], 1):
             left, right = (self._curves[each][:CURVE_STEPS] for each in (0, index))
-            step = parts(left, right, _band(self._arms[0], arm))
+            step = parts(left, right, self._band(index))
             if step is None:
                 continue
             what = f"{self._arms[0].name} and {arm.name} train differently: their losses part in step {step}"
@@ -310,12 +310,17 @@ class Sitting:
                     f"arm {arm.name} has no finite losses where {self._arms[0].name} has, or the reverse"
                 )
             for step, (left, right) in enumerate(zip(losses[0], losses[index], strict=True), 1):
-                allowed = _band(self._arms[0], arm)
+                allowed = self._band(index)
                 if abs(left - right) > allowed * max(abs(left), abs(right)):
                     raise UnlikeArmsError(
                         f"arms {self._arms[0].name} and {arm.name} train differently: in step {step} their "
                         f"losses are {left:.6g} and {right:.6g}, band {allowed:g}"
                     )
+
+    def _band(self, index: int) -> float:
+        """Return how far rounding alone may take an arm's losses from the first arm's, relative, in a step."""
+        states = [dtype for each in (0, index) for dtype in self._built[each].state_dtypes]
+        return band([self._arms[each].spec.precision for each in (0, index)], states)
 
     def _turn(self, plan: Design, index: int, number: int, position: int) -> Turn:
         where = {"round": number, "position": position}
@@ -356,9 +361,3 @@ def _deviation(times: Sequence[float]) -> float:
     """Return the standard deviation of log times, by the interquartile range, which a stall does not move."""
     low, _, high = quantiles([math.log(each) for each in times], n=4)
     return (high - low) / 1.349
-
-
-def _band(first: Arm, second: Arm) -> float:
-    specs = (first.spec, second.spec)
-    states = [dtype for spec in specs for dtype in OPTIMIZERS.get(spec.optimizer).traits.state_dtypes]
-    return band([spec.precision for spec in specs], states)

@@ -120,7 +120,7 @@ def build_kernels(cells: Sequence[Cell], built: Kernels) -> None:
     Raises:
         OptbenchError: a build failed.
     """
-    failed = [reason for reason in built.build([cell.spec for cell in cells]) if reason is not None]
+    failed = [reason for reason in built.build_planned(cells) if reason is not None]
     if failed:
         raise OptbenchError("; ".join(dict.fromkeys(failed)))
 

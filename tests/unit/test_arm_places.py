@@ -15,6 +15,7 @@ from harness.store import Store
 from harness.verbs import arm_plans, comparing
 from harness.verbs import arms as arms_file
 from launch import baton, placing
+from launch.arms import Arms
 
 ROOT = Path(harness.__file__).parents[1]
 
@@ -23,7 +24,7 @@ import torch
 from harness.interfaces import OptimizerTraits
 
 class Mine(torch.optim.Optimizer):
-    traits = OptimizerTraits(algorithm="sgd", granularity="element", state_tensors=0)
+    traits = OptimizerTraits(algorithm="sgd", granularity="element", state_tensors=0{traits})
 
     def __init__(self, params, lr=0.01{more}):
         super().__init__(params, dict(lr=lr))
@@ -40,9 +41,12 @@ class Mine(torch.optim.Optimizer):
 @pytest.fixture
 def arms(tmp_path, monkeypatch):
     """Two arms whose module has one name, in two folders; the current folder has none."""
-    for name, more, rate in (("right", "", '-group["lr"]'), ("off", ", extra=1", '-1.1 * group["lr"]')):
+    for name, more, rate, traits in (
+        ("right", "", '-group["lr"]', ""),
+        ("off", ", extra=1", '-1.1 * group["lr"]', ', state_dtypes=("bfloat16",), compiled=True'),
+    ):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "code_of_an_arm.py").write_text(SGD.format(more=more, rate=rate))
+        (tmp_path / name / "code_of_an_arm.py").write_text(SGD.format(more=more, rate=rate, traits=traits))
     file = tmp_path / "arms.toml"
     file.write_text(
         '[defaults]\nworkload = "linear_regression"\ndevice = "cpu"\noptimizer = "code_of_an_arm:Mine"\n'
@@ -64,6 +68,19 @@ def test_two_paths_are_planned_and_proved_each_with_its_own_code(arms, tmp_path)
     told.clear()
     assert comparing.proved(sides, plans, store, told.append, asked=True, timeout_s=60)[0] == proofs
     assert not told, "certificates of both places are found again"
+
+
+@pytest.mark.exhaustive
+def test_each_arm_tells_the_driver_what_its_own_copy_declares(arms) -> None:
+    sides = comparing.planned(arms, arm_plans.plan_arms(arms).plan)
+    with Arms(sides, 120) as worlds:
+        worlds.prepared()
+        right, off = worlds.launch([0, 1]).values()
+        worlds.end_launch()
+
+    assert (right.compiled, right.state_dtypes) == (False, ("float32",))
+    assert (off.compiled, off.state_dtypes) == (True, ("bfloat16",))
+    assert min(right.build_s, off.build_s) > 0
 
 
 @pytest.mark.exhaustive
@@ -126,7 +143,7 @@ spec = dict(workload="linear_regression", optimizer="here_it_is:Mine", device="c
 about = baton._prepared(spec, {str(tmp_path)!r})
 sys.exit(f"{{about['path']}} {{about['path_commit']}}")
 """
-    (tmp_path / "here_it_is.py").write_text(SGD.format(more="", rate="-1"))
+    (tmp_path / "here_it_is.py").write_text(SGD.format(more="", rate="-1", traits=""))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert done.stderr.splitlines()[-1] == f"{tmp_path} {baton._commit(tmp_path)}"

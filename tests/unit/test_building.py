@@ -136,6 +136,13 @@ def test_a_comparison_does_not_start_without_its_kernels(events):
         comparing.build_kernels(cells, Kernels(lambda _: None))
 
 
+def test_kernels_of_a_cell_planned_in_another_place_are_built_where_the_optimizer_is_unknown(events):
+    elsewhere = cell(0, "adamw/deepspeed", ("fused_adam",))
+    unknown = elsewhere.spec.model_copy(update={"optimizer": "another_place:Adam", "strategy": "another_place:S"})
+    comparing.build_kernels([elsewhere.model_copy(update={"spec": unknown})], Kernels(lambda _: None))
+    assert events == [("build", "fused_adam", "cpu")]
+
+
 def test_kernels_are_kept_apart_by_device_and_none_is_tried_twice(events):
     events.broken = {"fused_adam"}
     built = Kernels(lambda _: None)

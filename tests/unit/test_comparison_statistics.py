@@ -16,6 +16,7 @@ from harness.comparison.model import STEP_TIME, Arm, Comparison, Design, Estimat
 from harness.comparison.steady import steady
 from harness.errors import InvalidInputError
 from harness.spec import RunSpec
+from launch.arms import Built
 from launch.sitting import Begun, Sitting, UnlikeArmsError
 
 LOOKS = (4, 6, 8, 12)
@@ -248,11 +249,29 @@ def test_arms_that_train_differently_are_refused_or_told_of_in_every_launch():
     def differences(**options):
         sitting = Sitting(arms, None, None, 0.0, fresh=False, resident=True, **options)
         sitting._curves = {0: [3.0, 2.0, 1.0], 1: [3.0, 2.0, 1.5]}
+        sitting._built = dict.fromkeys((0, 1), Built(1.0, compiled=False, state_dtypes=("float32",)))
         return sitting._differences()
 
     assert differences(unlike=True) == ["a and b train differently: their losses part in step 3"]
     with pytest.raises(UnlikeArmsError, match=r"part in step 3, 1 and 1\.5; --allow-different-training"):
         differences(unlike=False)
+
+
+def test_the_band_of_arms_is_that_of_the_states_that_their_own_code_declares():
+    arms = [Arm(name=name, spec=RunSpec(workload="gpt", optimizer="no_code_of_the_driver:C")) for name in "ab"]
+    sitting = Sitting(arms, None, None, 0.0, unlike=False, fresh=False, resident=True)
+    losses = {0: (3.0, 2.0), 1: (3.0, 2.004)}
+    sitting._curves = {index: list(each) for index, each in losses.items()}
+    states = [Built(1.0, compiled=False, state_dtypes=(each,)) for each in ("float32", "bfloat16")]
+
+    sitting._built = {0: states[0], 1: states[1]}
+    sitting._alike(losses)
+    assert sitting._differences() == []
+    sitting._built = {0: states[0], 1: states[0]}
+    with pytest.raises(UnlikeArmsError, match="in step 2"):
+        sitting._alike(losses)
+    with pytest.raises(UnlikeArmsError, match="part in step 2"):
+        sitting._differences()
 
 
 def test_what_is_out_of_reach_is_told_from_the_noise_of_the_warm_up():

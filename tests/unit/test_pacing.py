@@ -18,6 +18,7 @@ from harness.comparison.pacing import FEWEST_ROUNDS, OVERRUN, Cost, is_over, lau
 from harness.comparison.slowed import Recording, plays
 from harness.comparison.spending import further, looks_of, shares
 from launch import late
+from launch.arms import Built
 from launch.comparing import _control, _Run
 from launch.sitting import WARM_SHARE, Sitting
 
@@ -167,7 +168,7 @@ def test_the_control_of_a_comparison_has_a_name_that_says_what_it_is():
 def test_a_warm_up_that_never_looks_steady_leaves_the_rounds_their_time(seconds, steps):
     class Worlds:
         def launch(self, indices):
-            return dict.fromkeys(indices, 0.0)
+            return dict.fromkeys(indices, Built(0.0, compiled=False, state_dtypes=()))
 
         def turn(self, index, lead, steps):
             self.made[index] = self.made.get(index, 0) + steps

@@ -26,7 +26,9 @@ from harness.reports.table import render
 from harness.spec import RunSpec
 from harness.verbs.console import exit_code
 from harness.worker import _cause
-from launch.sitting import _band
+from launch import baton
+from launch.arms import Built
+from launch.sitting import Sitting
 from workloads.linear_regression import LinearRegression
 
 
@@ -283,7 +285,9 @@ def test_runs_and_arms_are_held_to_one_band():
     for name in ("adamw/foreach", "adamw/torchao-8bit", "adamw/torchao-cpu-offload", "adamw/bitsandbytes-8bit"):
         arm = Arm(name=name, spec=RunSpec(workload="gpt", optimizer=name))
         states = OPTIMIZERS.get(name).traits.state_dtypes
-        assert _band(arm, arm) == curves.band(["fp32"], [*states, *states])
+        sitting = Sitting([arm, arm], None, None, 0.0, unlike=False, fresh=False, resident=True)
+        sitting._built = dict.fromkeys((0, 1), Built(1.0, **baton._declared(arm.spec)))
+        assert sitting._band(1) == curves.band(["fp32"], [*states, *states])
 
 
 def test_a_class_from_elsewhere_is_held_to_the_algorithm_that_it_declares():
