@@ -83,9 +83,18 @@ def called(
     defaults = _defaults(cls)
     copies = {name: copy.deepcopy(value) for name, value in defaults.items() if _holds_tensor(value)}
     optimizer = cls(*positional, **{**copies, **arguments})
+    _check_made(cls, optimizer)
     _part_groups(optimizer)
     note_arguments(optimizer, {**defaults, **arguments})
     return optimizer
+
+
+def _check_made(cls: Callable[..., Any], made: object) -> None:
+    """Refuse what a function returns that is no optimizer; a class makes what it is."""
+    import torch
+
+    if not isinstance(cls, type) and not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(f"it returns {type(made).__name__}, no instance of torch.optim.Optimizer")
 
 
 def _holds_tensor(value: object) -> bool:

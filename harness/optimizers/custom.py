@@ -10,7 +10,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import InvalidInputError, OptbenchError, Problem, UnsupportedError
-from harness.interfaces import OptimizerTraits
+from harness.hyperparameters import held
+from harness.interfaces import OptimizerTraits, ParamGroup
 from harness.optimizers.arrangement import (
     HANDED,
     OPTION,
@@ -25,19 +26,23 @@ from harness.optimizers.arrangement import (
 )
 from harness.optimizers.construct import called
 from harness.registry import static_traits
+from harness.seeding import generators_kept
 from harness.stepping import CLOSURE, LOSS, required, step_parameters
 from harness.targets import INSTALL_IT, NAME_IT, Target, class_definition, load
 from harness.targets import split as split_target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from pydantic import JsonValue
 
-    from harness.interfaces import ParamGroup, WorkloadTraits
+    from harness.interfaces import WorkloadTraits
     from harness.machine import Constructor, Machine
     from harness.spec import RunSpec
+
+    Maker = Callable[..., torch.optim.Optimizer]
+    """A class, or a function that returns an instance of one."""
 
 
 class Custom:
@@ -149,7 +154,7 @@ class Custom:
 
     def _beside_rest(
         self,
-        cls: type[torch.optim.Optimizer],
+        cls: Maker,
         groups: Sequence[ParamGroup],
         arguments: Mapping[str, Any],
         traits: OptimizerTraits,
@@ -210,11 +215,28 @@ class Custom:
         return None
 
     def takes(self, option: str) -> bool:
-        """Say whether the constructor has such a keyword, or takes any."""
-        known, takes_any = _keywords(self._load())
-        return takes_any or option in known
+        """Say whether the constructor has such a keyword, or passes it on: then it shows in an instance."""
+        made_by = self._load()
+        known, takes_any = _keywords(made_by)
+        if option in known or not takes_any:
+            return option in known
+        usual = _shown(made_by, self.traits, {}).get(option)
+        other = not usual if isinstance(usual, bool) else 0.125
+        return option == "lr" or (
+            usual is not None and _shown(made_by, self.traits, {option: other}).get(option) == other
+        )
 
-    def _load(self) -> type[torch.optim.Optimizer]:
+    def settings(self, spec: RunSpec) -> Mapping[str, Any]:
+        """Return the hyperparameters of an instance, as it holds them; none where none can be made."""
+        import torch
+
+        weight = torch.zeros(2, 2, requires_grad=True)
+        with contextlib.suppress(Exception), generators_kept():  # building the real one tells why
+            return held(self.build([ParamGroup(("weight",), (weight,), "matrix")], spec))
+        return {}
+
+    def _load(self) -> Maker:
+        """Return the class, or the function that makes an instance of one."""
         import torch
 
         where = f"optimizer {self.target}"
@@ -224,25 +246,65 @@ class Custom:
             remedy = f"check module and class; {NAME_IT}"
             what = f"cannot be imported: {type(error).__name__}: {error}"
             raise InvalidInputError([Problem(where, what, remedy)]) from error
-        if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        is_class = isinstance(found, type)
+        if (is_class and not issubclass(found, torch.optim.Optimizer)) or not callable(found):
             what = f"is no torch.optim.Optimizer subclass but {found!r}"
-            raise InvalidInputError([Problem(where, what, "name a class that derives from torch.optim.Optimizer")])
-        return found
+            remedy = (
+                "name a class that derives from torch.optim.Optimizer, or a function that returns an optimizer"
+            )
+            raise InvalidInputError([Problem(where, what, remedy)])
+        made_by: Maker = found
+        return made_by
 
 
 def _made(
-    cls: type[torch.optim.Optimizer],
+    cls: Maker,
     groups: Sequence[ParamGroup],
     arguments: Mapping[str, Any],
     traits: OptimizerTraits,
 ) -> torch.optim.Optimizer:
-    """Construct the class; rate and decay stand in its groups only where it knows such words."""
+    """Construct the class; rate and decay stand in its groups only where it knows such words.
+
+    What the signature does not show (options that it passes on, or that another object holds) is seen in the
+    groups of an instance over a tensor of its own.
+    """
     known, _ = _keywords(cls)
-    lr = arguments.get("lr", known.get("lr"))
-    decay = arguments.get("weight_decay", known.get("weight_decay")) if "weight_decay" in known else None
+    asked = {**known, **{name: value for name, value in arguments.items() if name in known}}
+    if not {"lr", "weight_decay"} <= known.keys():
+        asked = {**_shown(cls, traits, arguments, groups), **asked}
+    lr, decay = asked.get("lr"), asked.get("weight_decay")
     listed = flagged(groups, traits.group_flags, lr, decay)
     positional, named = handed(cls, traits.takes, groups, listed)
     return called(cls, positional, {**named, **arguments})
+
+
+def _shown(
+    cls: Maker,
+    traits: OptimizerTraits,
+    arguments: Mapping[str, Any],
+    groups: Sequence[ParamGroup] = (),
+) -> dict[str, Any]:
+    """Return the settings in the group of an instance over one small matrix; none where it can't be made.
+
+    Args:
+        cls: the class.
+        traits: of it.
+        arguments: of the constructor.
+        groups: of the model; the matrix is of their device and dtype.
+    """
+    import torch
+
+    if (traits.takes or form(cls)) != "groups":  # then there are no groups whose settings could differ
+        return {}
+    real = next((tensor for group in groups for tensor in group.parameters), None)
+    weight = torch.zeros(2, 2)
+    weight = (weight if real is None else weight.to(real.device, real.dtype)).requires_grad_()
+    matrix = ParamGroup(("weight",), (weight,), "matrix")
+    listed = flagged([matrix], traits.group_flags, None, None)
+    positional, named = handed(cls, traits.takes, [matrix], listed)
+    with contextlib.suppress(Exception), generators_kept():  # constructing the real one tells why
+        return dict(called(cls, positional, {**named, **arguments}).param_groups[0])
+    return {}
 
 
 def _has_both(groups: Sequence[ParamGroup]) -> bool:
@@ -261,19 +323,21 @@ def _unfit_rest(traits: OptimizerTraits, spec: RunSpec, workload: WorkloadTraits
     return entry.unsupported(its_own, workload, machine)
 
 
-def _keywords(cls: type) -> tuple[dict[str, Any], bool]:
+def _keywords(cls: Maker) -> tuple[dict[str, Any], bool]:
     """Return the constructor's keywords with their defaults (None without one), and whether it takes any other."""
     try:
         parameters = list(inspect.signature(cls).parameters.values())[1:]
     except (TypeError, ValueError):
         return {}, True
-    named = {p.name: None if p.default is p.empty else p.default for p in parameters if p.kind != p.VAR_KEYWORD}
+    variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    named = {p.name: None if p.default is p.empty else p.default for p in parameters if p.kind not in variadic}
     return named, any(p.kind == p.VAR_KEYWORD for p in parameters)
 
 
-def _needed_by_step(cls: type[torch.optim.Optimizer]) -> list[str]:
-    """Return the names of ``step``'s arguments that have no default."""
-    return required(step_parameters(cls.step))[1:]
+def _needed_by_step(cls: Maker) -> list[str]:
+    """Return the names of ``step``'s arguments that have no default; of a function none is known."""
+    step = getattr(cls, "step", None) if isinstance(cls, type) else None
+    return [] if step is None else required(step_parameters(step))[1:]
 
 
 def _needed_in_source(target: str) -> list[str]:

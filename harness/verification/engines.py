@@ -17,6 +17,7 @@ from torch import distributed as dist
 from harness import precision
 from harness.errors import UnsupportedError
 from harness.probe import machine
+from harness.rates import number
 from harness.registry import load, strategy
 from harness.verification import whole_tensors
 from harness.verification.certificate import Check
@@ -152,12 +153,18 @@ def held_to(optimizer: Optimizer, spec: RunSpec, reference: Reference) -> Held:
         chosen: dict[str, Any] = hyperparameters(spec)
     else:
         known = load("harness.optimizers.algorithms:ALGORITHMS").get(reference.algorithm)
-        options = {**(known.options if known else {}), **spec.optimizer_options}
+        own = dict(getattr(optimizer, "settings", _no_settings)(spec))
+        own_lr = number(own.pop("lr", None))
+        options = {**(known.options if known else {}), **own, **spec.optimizer_options}
         chosen = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-        chosen["lr"] = spec.lr if spec.lr is not None else known.lr
+        chosen["lr"] = next(rate for rate in (spec.lr, own_lr, known.lr) if rate is not None)
     lr = chosen.pop("lr")
     options = {**reference.variants, **chosen, **getattr(optimizer, "variants", {})}
     return held(optimizer, spec, reference, options, lr)
+
+
+def _no_settings(_: RunSpec) -> dict[str, Any]:
+    return {}
 
 
 class _Judge:

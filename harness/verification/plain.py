@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness.errors import UnsupportedError
+from harness.hyperparameters import in_groups
 from harness.precision import stepped_dtype
 from harness.registry import load
 from harness.verification import size_trials, sizes
@@ -19,8 +21,8 @@ from harness.verification.comparing import Difference, Held, Twist, compare, wor
 from harness.verification.demands import demand, refused
 from harness.verification.diagnosis import diagnose
 from harness.verification.entering import on_entry
-from harness.verification.playing import RefusedError, Trace, play, stands_still
-from harness.verification.scenarios import Scenario, main, others
+from harness.verification.playing import Player, RefusedError, Trace, play, stands_still
+from harness.verification.scenarios import Scenario, decaying, main, others
 from harness.verification.size_causes import named
 from harness.verification.sized import judge
 
@@ -83,7 +85,7 @@ class _Trials:
         self.cause: str | None = None
 
     def all(self) -> tuple[list[Check], str | None]:
-        usual = main(self.optimizer.traits, sizes.compiled(self.optimizer.traits))
+        usual = self._fitting(main(self.optimizer.traits, sizes.compiled(self.optimizer.traits)))
         try:
             trace = play(self.optimizer, usual.spec(self.spec, None), usual)
         except RefusedError as error:
@@ -93,6 +95,7 @@ class _Trials:
         if stands_still(trace):
             demand(self.optimizer, self.spec, "does nothing")
         self._ask_for_a_rate(trace)
+        self.checks += self._left_out()
         held = self._held(usual, trace)
         self._judge_main(held, trace)
         self.checks += besides(trace, self.optimizer)
@@ -108,19 +111,42 @@ class _Trials:
                 told = f"its constructor takes no {', '.join(unknown)}"
                 self.checks.append(Check(name=scenario.name, verdict="not applicable", detail=told))
                 continue
-            self._try(scenario, held.lr)
+            self._try(self._fitting(scenario), held.lr)
         self.checks.append(nonfinite(self.optimizer, self.spec))
         self.checks.append(amplified(self.optimizer, self.spec))
         self._try_sizes(held.lr)
         return self.checks, self.cause
 
+    @functools.cached_property
+    def _parts_decay(self) -> bool:
+        """Whether some groups can be left undecayed; those of a user's class may hold no such setting."""
+        if hasattr(self.optimizer, "hyperparameters") or "weight_decay" not in self._known():
+            return True
+        scenario = main(self.optimizer.traits)
+        player = Player(self.optimizer, scenario.spec(self.spec, None), scenario)
+        return in_groups(player.live, "weight_decay")
+
+    def _fitting(self, scenario: Scenario) -> Scenario:
+        return scenario if self._parts_decay else decaying(scenario)
+
+    def _left_out(self) -> list[Check]:
+        """Name what cannot be tried."""
+        if self._parts_decay:
+            return []
+        detail = "its groups hold no weight_decay, so that it decays all of them, or none"
+        return [Check(name="groups that do not decay", verdict="not applicable", detail=detail)]
+
     def _ask_for_a_rate(self, trace: Trace) -> None:
-        """Refuse what finds its own rate: the reference needs the one that was used."""
-        if all(rate is None for rate in trace.lr.values()) and self._takes("lr") and self.spec.lr is None:
-            raise UnsupportedError(
-                f"{self.optimizer.name} finds its own learning rate, which {self.reference.algorithm} has to be "
-                "told: give --lr, or leave --like out"
-            )
+        """Refuse what has no rate that can be read: the reference needs the one that was used."""
+        if any(rate is not None for rate in trace.lr.values()):
+            return
+        name, wanted = self.optimizer.name, f"which {self.reference.algorithm} has to be told"
+        if self._takes("lr") and self.spec.lr is None:
+            raise UnsupportedError(f"{name} finds its own learning rate, {wanted}: give --lr, or leave --like out")
+        raise UnsupportedError(
+            f"the parameter groups of {name} hold no number named lr, {wanted}: name the rate lr in its groups, "
+            "or leave --like out"
+        )
 
     def _try_sizes(self, lr: float) -> None:
         """Try sizes, counts and layouts, unless something is wrong at any size."""
@@ -202,9 +228,16 @@ class _Trials:
         known = getattr(self.optimizer, "hyperparameters", None)
         if known is not None:
             return dict(known(spec))
-        algorithm = load("harness.optimizers.algorithms:ALGORITHMS")[self.reference.algorithm]
+        algorithm = self._algorithm()
         found = {**algorithm.options, "lr": algorithm.lr, **trace.defaults}
         return {**found, "adamw_lr": _companion_rate(trace)} if "adamw_lr" in found else found
+
+    def _algorithm(self) -> Any:
+        return load("harness.optimizers.algorithms:ALGORITHMS")[self.reference.algorithm]
+
+    def _known(self) -> dict[str, Any]:
+        """Return the algorithm's hyperparameters with their defaults."""
+        return dict(self._algorithm().options)
 
     def _held(self, scenario: Scenario, trace: Trace, lr: float | None = None) -> Held:
         spec = scenario.spec(self.spec, lr)

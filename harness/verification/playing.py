@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.hyperparameters import held
 from harness.precision import stepped_dtype
 from harness.rates import peaks, set_lr
 from harness.stepping import Driver
@@ -65,7 +66,7 @@ class Trace:
         new_threads: that were there after the steps and not before.
         state_elements: of all state tensors, after each step.
         lr: peak rate of each tensor's group, as the optimizer has it.
-        defaults: what the optimizer says its hyperparameters are.
+        defaults: its hyperparameters, as the instance holds them.
         dtype: of the parameters.
     """
 
@@ -228,7 +229,8 @@ def play(
     """
     before_all = {thread.ident for thread in threading.enumerate()}
     player = Player(optimizer, spec, scenario)
-    trace = Trace(scenario, lr=player.peak_rates(), defaults=dict(player.live.defaults), dtype=player.dtype)
+    hyperparameters = {**held(player.live), **player.live.defaults}
+    trace = Trace(scenario, lr=player.peak_rates(), defaults=hyperparameters, dtype=player.dtype)
     for number in range(1, scenario.steps + 1):
         try:
             _step(player, trace, number)

@@ -92,6 +92,12 @@ def _alike(groups: tuple[Group, ...]) -> tuple[Group, ...]:
     return tuple(replace(group, lr_scale=1.0, decay=True) for group in groups)
 
 
+def decaying(scenario: Scenario) -> Scenario:
+    """Return a scenario in which every group decays."""
+    groups = tuple(replace(group, decay=True) for group in scenario.stage.groups)
+    return replace(scenario, stage=replace(scenario.stage, groups=groups))
+
+
 def _stage(traits: OptimizerTraits) -> Stage:
     groups = _main_groups(traits)
     members = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -259,3 +260,109 @@ class FlaggedWithDefaults(torch.optim.Optimizer):
             group.setdefault("lr", lr if group["use_muon"] else adamw_lr)
             group.setdefault("weight_decay", weight_decay if group["use_muon"] else adamw_wd)
         super().__init__(params, {})
+
+
+class PassesOptionsOn(torch.optim.AdamW):
+    """Rate in the signature, everything else passed on."""
+
+    def __init__(self, params, lr=1e-3, **options):
+        super().__init__(params, lr=lr, **options)
+
+
+class PassesEverythingOn(torch.optim.AdamW):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+
+
+class PassesPositionsOn(torch.optim.AdamW):
+    def __init__(self, params, *arguments):
+        super().__init__(params, *arguments)
+
+
+class SwallowsOptions(torch.optim.AdamW):
+    """Takes any option, and has its own."""
+
+    def __init__(self, params, lr=1e-3, **_):
+        super().__init__(params, lr=lr, weight_decay=0.03)
+
+
+class DecaysAll(PassesOptionsOn):
+    """Wrong: decays the groups that should not be decayed."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["weight_decay"] = 0.01
+        super().step()
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    lr: float = 2e-3
+    betas: tuple[float, float] = (0.8, 0.99)
+    weight_decay: float = 0.05
+
+
+class TakesADataclass(torch.optim.AdamW):
+    def __init__(self, params, options=Options()):  # what is tried
+        super().__init__(params, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
+
+
+class KeepsADataclass(torch.optim.Optimizer):
+    """Its groups hold the rate only; the rest it reads from the object."""
+
+    def __init__(self, params, lr=1e-3, options=Options()):  # what is tried
+        super().__init__(params, {"lr": lr})
+        self.options = options
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        beta1, beta2 = self.options.betas
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state.update(n=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
+                state["n"] += 1
+                state["m"].lerp_(p.grad, 1 - beta1)
+                state["v"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+                p.mul_(1 - group["lr"] * self.options.weight_decay)
+                root = (state["v"] / (1 - beta2 ** state["n"])).sqrt()
+                p.addcdiv_(state["m"] / (1 - beta1 ** state["n"]), root + 1e-8, value=-group["lr"])
+
+
+class LearningRate(torch.optim.Optimizer):
+    """The rate has another name, in the constructor and in the groups."""
+
+    def __init__(self, params, learning_rate=0.01, weight_decay=0.0):
+        super().__init__(params, {"learning_rate": learning_rate, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.mul_(1 - group["learning_rate"] * group["weight_decay"])
+                    p.sub_(p.grad, alpha=group["learning_rate"])
+
+
+def make(params, lr=0.01, weight_decay=0.0):
+    """A factory."""
+    return Plain(params, lr, weight_decay)
+
+
+def make_adamw(params, lr=1e-3, **options):
+    return torch.optim.AdamW(params, lr=lr, **options)
+
+
+def make_sharp(params, lr=0.01):
+    return SharpDeclared(params, lr)
+
+
+make_sharp.traits = SharpDeclared.traits
+
+
+def make_nothing(params, lr=0.01):
+    return [params, lr]
