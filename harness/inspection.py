@@ -111,7 +111,9 @@ def _model(request: str, skip: Mapping[str, str]) -> ModelFacts:
 
 
 def constructor(target: str) -> Constructor:
-    """Return the signature of an optimizer class; its first argument, the parameters, is left out.
+    """Return the signature of an optimizer class, or of a function that makes an instance.
+
+    The first argument, the parameters, is left out.
 
     Args:
         target: ``module:Class``.
@@ -120,9 +122,9 @@ def constructor(target: str) -> Constructor:
         found = load(target)
     except AttributeError as error:
         return Constructor(error=f"{explain(error)}{_near(target)}")
-    if not isinstance(found, type):
-        return Constructor(error=f"{target} is no class")
-    if not issubclass(found, importlib.import_module("torch.optim").Optimizer):
+    if not callable(found):
+        return Constructor(error=f"{target} is no class, and no function that returns an optimizer")
+    if isinstance(found, type) and not issubclass(found, importlib.import_module("torch.optim").Optimizer):
         return Constructor(error=f"{target} is no subclass of torch.optim.Optimizer")
     try:
         parameters = list(inspect.signature(found).parameters.values())

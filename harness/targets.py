@@ -161,20 +161,28 @@ def class_definition(target: str) -> ast.ClassDef | None:
 
 
 def constructor_defaults(target: str) -> dict[str, Any] | None:
-    """Return a class's keywords with their defaults from its source, importing nothing.
+    """Return the keywords of a class, or of a function that makes an instance, with their defaults.
 
-    Sequences are lists. None: the class or its constructor is not in that file, or takes any keyword.
+    They are read from its source, and nothing is imported. Sequences are lists. None: it is not in that file, or
+    takes any keyword.
     """
     written = class_definition(target)
-    body = () if written is None else written.body
-    found = next((node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__"), None)
+    if written is not None:
+        found, handed = _function(written.body, "__init__"), 2  # the instance, and its parameters
+    else:
+        tree = _parsed(source(target))
+        found, handed = _function(tree.body if tree else (), split(target).attribute), 1
     if found is None or found.args.kwarg is not None:
         return None
-    positional = [*found.args.posonlyargs, *found.args.args][2:]
+    positional = [*found.args.posonlyargs, *found.args.args][handed:]
     given = [None] * (len(positional) - len(found.args.defaults)) + found.args.defaults
     named = [*zip(positional, given[-len(positional) :], strict=True)] if positional else []
     named += zip(found.args.kwonlyargs, found.args.kw_defaults, strict=True)
     return {argument.arg: None if value is None else _literal(value) for argument, value in named}
+
+
+def _function(body: Iterable[ast.stmt], name: str) -> ast.FunctionDef | None:
+    return next((node for node in body if isinstance(node, ast.FunctionDef) and node.name == name), None)
 
 
 def _literal(value: ast.expr) -> Any:
