@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 PLANNER = "harness.verbs.placed"
 """The module that plans an arm; it does not exist in older checkouts."""
 
+UNREAD = 65
+"""Its exit code where it cannot read what it is asked: it is of another version."""
+
 LIMIT_S = 300.0
 """A plan imports torch and the arm's modules, from a cold network file system perhaps."""
 
@@ -64,7 +67,7 @@ def planned(arm: Arm, machine: str | None) -> bytes | None:
         machine: the driver's, as JSON; None: the arm's interpreter looks for itself.
 
     Returns:
-        None: the arm's optbench is older and cannot be asked.
+        None: the arm's optbench is of another version and cannot be asked.
 
     Raises:
         InvalidInputError: the process could not be started, or failed.
@@ -91,6 +94,8 @@ def planned(arm: Arm, machine: str | None) -> bytes | None:
             raise InvalidInputError([Problem(f"arm {arm.name}", f"cannot be planned: {error}")]) from error
         if out.exists():
             return out.read_bytes()
+        if done.returncode == UNREAD:
+            return None
         said = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
         if any(f"No module named {PLANNER}" in line or "No module named 'harness.verbs'" in line for line in said):
             return None

@@ -12,7 +12,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
 
 from harness import launching
 from harness.verification.certificate import Certificate
@@ -28,6 +30,9 @@ POLL_S = 0.05
 QUIET_S = 240.0
 """A proof takes seconds, one that compiles up to a minute; past this it hangs."""
 
+UNREADABLE = "its prover wrote a certificate that cannot be read"
+OTHER_VERSION = "optbench of the arm's path or interpreter may be of another version: update the older one"
+
 
 def prove(
     jobs: Sequence[Job],
@@ -40,7 +45,8 @@ def prove(
 
     Args:
         jobs: what to prove; those over plain tensors share one process, those of one world size a world.
-        done: told each job and its certificate; a process that died or hung gives one with outcome ``failed``.
+        done: told each job and its certificate; a process that died, hung or wrote what cannot be read gives one
+            with outcome ``failed``.
         quiet_s: seconds without a certificate after which a process hangs.
         arm: whose code is proved, in a process of its own place; None: the driver's.
 
@@ -51,8 +57,8 @@ def prove(
         waiting = list(group)
         while waiting:
             made = 0
-            for line in _lines(waiting, quiet_s, arm):
-                done(waiting[made], _certificate(waiting[made], line))
+            for certificate in _made(waiting, quiet_s, arm):
+                done(waiting[made], certificate)
                 made += 1
             waiting = waiting[made:]
 
@@ -65,7 +71,18 @@ def _groups(jobs: Sequence[Job]) -> Iterable[list[Job]]:
     return groups.values()
 
 
-def _certificate(job: Job, line: dict[str, Any]) -> Certificate:
+def _certificate(job: Job, line: bytes) -> Certificate:
+    """Return what a prover wrote of a job; where that cannot be read, a proof that failed and says why."""
+    try:
+        return Certificate.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        told = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        return _failed(job, f"{UNREADABLE}: {told}; {OTHER_VERSION}")
+
+
+def _failed(job: Job, reason: str) -> Certificate:
+    """Return the certificate of a job that its prover has not told of."""
     spec = job.spec
     known = {
         "optimizer": spec.optimizer,
@@ -76,12 +93,14 @@ def _certificate(job: Job, line: dict[str, Any]) -> Certificate:
         "like": job.like,
         "reference": None,
         "made_unix_s": time.time(),
+        "outcome": "failed",
+        "reason": reason,
     }
-    return Certificate.model_validate({**known, **line})
+    return Certificate.model_validate(known)
 
 
-def _lines(jobs: Sequence[Job], quiet_s: float, arm: Arm | None) -> Iterator[dict[str, Any]]:
-    """Yield a line a job until the process ends; the job that ended it early gets a line that says how."""
+def _made(jobs: Sequence[Job], quiet_s: float, arm: Arm | None) -> Iterator[Certificate]:
+    """Yield a certificate a job until the process ends; that of the job that ended it early says how."""
     with tempfile.TemporaryDirectory(prefix="optbench-proofs-") as folder:
         out, log = Path(folder) / "certificates.jsonl", Path(folder) / "log"
         asked = Path(folder) / "jobs.json"
@@ -98,10 +117,11 @@ def _lines(jobs: Sequence[Job], quiet_s: float, arm: Arm | None) -> Iterator[dic
         try:
             with processes.guarded(marker):
                 code: int | None = None
-                for line in _watched(process, out, quiet_s, Path(folder)):
+                for line, job in zip(_watched(process, out, quiet_s, Path(folder)), jobs, strict=False):
+                    certificate = _certificate(job, line)
                     told += 1
-                    told_why = line["outcome"] == "failed"
-                    yield line
+                    told_why = certificate.outcome == "failed"
+                    yield certificate
                 code = process.poll()
         finally:
             processes.end(marker, process)
@@ -109,7 +129,7 @@ def _lines(jobs: Sequence[Job], quiet_s: float, arm: Arm | None) -> Iterator[dic
         if told < len(jobs) and not told_why:
             begun = code is not None or launching.begun(Path(folder))
             never = launching.not_begun(min(launching.BEGIN_S, quiet_s), f"127.0.0.1:{port}", os.environ, log)
-            yield {"outcome": "failed", "reason": _ended(code, log, quiet_s) if begun else never}
+            yield _failed(jobs[told], _ended(code, log, quiet_s) if begun else never)
 
 
 def _words(job: Job, asked: Path, out: Path, folder: Path, port: int, python: str | None) -> list[str]:
@@ -119,9 +139,7 @@ def _words(job: Job, asked: Path, out: Path, folder: Path, port: int, python: st
     return local.torchrun(job.spec, target, port, log_dir=folder / "torchrun", python=python)
 
 
-def _watched(
-    process: subprocess.Popen[bytes], out: Path, quiet_s: float, folder: Path
-) -> Iterator[dict[str, Any]]:
+def _watched(process: subprocess.Popen[bytes], out: Path, quiet_s: float, folder: Path) -> Iterator[bytes]:
     """Yield the lines of a growing file until the process has ended, or has not begun or written for too long."""
     offset, last = 0, time.monotonic()
     begin_by = last + launching.BEGIN_S
@@ -130,8 +148,7 @@ def _watched(
         with out.open("rb") as file:
             file.seek(offset)
             whole = file.read().rpartition(b"\n")[0]
-        for line in whole.splitlines():
-            yield json.loads(line)
+        yield from whole.split(b"\n") if whole else ()
         if whole:
             offset, last = offset + len(whole) + 1, time.monotonic()
         if ended or time.monotonic() - last > quiet_s:

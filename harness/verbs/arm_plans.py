@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from pydantic import ValidationError
+
 from harness.errors import InvalidInputError, Problem
 from harness.plan import Cell, Plan
 from harness.verbs import here
@@ -32,7 +34,8 @@ class ArmPlans(NamedTuple):
     Attributes:
         plan: a cell an arm, in their order.
         machine: this one.
-        placed: by arm, what its own place has said; without arms of the driver's code or of an older optbench.
+        placed: by arm, what its own place has said; without arms of the driver's code, or of an optbench of
+            another version that cannot be asked.
     """
 
     plan: Plan
@@ -54,22 +57,32 @@ def plan_arms(arms: Sequence[Arm]) -> ArmPlans:
         if index in own:
             continue
         same = arm.python is None and not arm.env
-        found = placing.planned(arm, machine.model_dump_json() if same else None)
+        found = _readable(placing.planned(arm, machine.model_dump_json() if same else None))
         if found is None:
             own.append(index)
             continue
-        placed[index] = Placed.model_validate_json(found)
+        placed[index] = found
         problems += [Problem(f"arm {arm.name}", each) for each in placed[index].problems]
     if problems:
         raise InvalidInputError(problems)
     own.sort()
-    if any(placing.has_own(arms[index]) for index in own):  # an older optbench: this one plans what it names
+    if any(
+        placing.has_own(arms[index]) for index in own
+    ):  # an optbench of another version: this one plans what it names
         machine = here.machine(None, [arms[index].spec for index in own])
     cells: dict[int, Cell] = {index: each.cell for index, each in placed.items() if each.cell is not None}
     if own:
         cells |= dict(zip(own, here.plan([arms[index].spec for index in own], machine).cells, strict=True))
     ordered = [cells[index].model_copy(update={"index": index}) for index in sorted(cells)]
     return ArmPlans(Plan(cells=tuple(ordered)), machine, placed)
+
+
+def _readable(found: bytes | None) -> Placed | None:
+    """Return what a place has said; None: nothing, or what only another version of optbench can read."""
+    try:
+        return None if found is None else Placed.model_validate_json(found)
+    except ValidationError:
+        return None
 
 
 def proofs_in_place(

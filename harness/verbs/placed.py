@@ -7,10 +7,11 @@ path and environment, so that what is planned, and proved afterwards, is the arm
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness import probe, user_path
 from harness.errors import InvalidInputError
@@ -20,6 +21,7 @@ from harness.registry import OPTIMIZERS
 from harness.spec import RunSpec  # noqa: TC001  # likewise
 from harness.verbs import here
 from harness.verification.identity import Job, key, plain_job
+from launch.placing import UNREAD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,16 +66,20 @@ def placed(asked: Asked) -> Placed:
     return Placed(cell=cell, job=job, key=key(job, machine))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write what was asked for."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write what was asked for; return the exit code."""
     parser = argparse.ArgumentParser(prog="harness.verbs.placed", description="Plan an arm in its own place.")
     parser.add_argument("asked", type=Path)
     parser.add_argument("out", type=Path)
     words = parser.parse_args(arguments)
     user_path.extend()
-    found = placed(Asked.model_validate_json(words.asked.read_bytes()))
-    words.out.write_text(found.model_dump_json(), encoding="utf-8")
+    try:
+        asked = Asked.model_validate_json(words.asked.read_bytes())
+    except ValidationError:
+        return UNREAD
+    words.out.write_text(placed(asked).model_dump_json(), encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

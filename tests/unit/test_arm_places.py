@@ -12,9 +12,10 @@ import harness
 from harness.comparison.model import Arm
 from harness.errors import InvalidInputError
 from harness.store import Store
-from harness.verbs import arm_plans, comparing
+from harness.verbs import arm_plans, comparing, placed
 from harness.verbs import arms as arms_file
-from launch import baton, placing
+from harness.verification.identity import Job
+from launch import baton, placing, proving
 from launch.arms import Arms
 
 ROOT = Path(harness.__file__).parents[1]
@@ -107,6 +108,51 @@ def test_an_older_optbench_is_planned_here_and_says_why_it_is_not_proved(arms, t
 
     assert plans.placed == {}
     assert proofs == [{"outcome": "unsupported", "reason": arm_plans.MAKES_NO_PROOFS}]
+
+
+def test_what_the_prover_of_another_version_writes_becomes_an_outcome(arms, tmp_path) -> None:
+    lines = [b'{"outcome": "passed"}', b"no JSON", b"[1]", b"\xff\xfe", b"", b'{"outcome": ']
+    folder = tmp_path / "other" / "harness" / "verification"
+    folder.mkdir(parents=True)
+    for each in (folder.parent, folder):
+        (each / "__init__.py").touch()
+    written = b"".join(each + b"\n" for each in [*lines, b"one line too many"])
+    (folder / "prove.py").write_text(f"import sys\nopen(sys.argv[2], 'wb').write({written!r})\n")
+    arm = arms[0].model_copy(update={"path": str(tmp_path / "other")})
+    jobs = [Job(spec=arm.spec.model_copy(update={"lr": 0.1 * each}), like=None) for each in range(1, 7)]
+    made = []
+    proving.prove(jobs, lambda job, each: made.append((job, each)), 60, arm=arm)
+
+    assert [job for job, _ in made] == jobs
+    assert {each.outcome for _, each in made} == {"failed"}
+    assert made[0][1].reason == f"{proving.UNREADABLE}: optimizer: Field required; {proving.OTHER_VERSION}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys; sys.exit(65)",
+        "import sys; open(sys.argv[2], 'w').write('{\"cell\": null, \"later\": 1}')",
+    ],
+)
+def test_an_optbench_that_cannot_be_understood_is_planned_here(arms, tmp_path, code) -> None:
+    verbs = tmp_path / "other" / "harness" / "verbs"
+    verbs.mkdir(parents=True)
+    for each in (verbs.parent, verbs):
+        (each / "__init__.py").touch()
+    (verbs / "placed.py").write_text(code)
+    spec = arms[0].spec.model_copy(update={"optimizer": "sgd/forloop"})
+    plans = arm_plans.plan_arms([arms[0].model_copy(update={"path": str(tmp_path / "other"), "spec": spec})])
+
+    assert plans.placed == {}
+    assert [each.unsupported for each in plans.plan.cells] == [None]
+
+
+def test_what_a_place_cannot_read_has_its_own_exit_code(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "asked.json").write_text('{"later": 1}')
+    assert placed.main([str(tmp_path / "asked.json"), str(tmp_path / "out.json")]) == placing.UNREAD
+    assert not (tmp_path / "out.json").exists()
 
 
 def test_a_place_whose_interpreter_cannot_be_started_is_named(arms) -> None:
