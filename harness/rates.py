@@ -62,3 +62,28 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
             rate.fill_(peak * factor)
         else:
             group["lr"] = peak * factor
+
+
+def unscheduled(optimizer: torch.optim.Optimizer, schedule: str, name: str) -> str | None:
+    """Say that a schedule does nothing to some parameter groups, whose ``lr`` is no number; None: it sets all.
+
+    Args:
+        optimizer: that trains.
+        schedule: of the run.
+        name: of the optimizer, for the message.
+    """
+    groups = [group for group in optimizer.param_groups if group["params"]]
+    left = [group for group in groups if number(group.get("lr")) is None]
+    if schedule == "constant" or not left:
+        return None
+    which = (
+        "no parameter group" if len(left) == len(groups) else f"{len(groups) - len(left)} of {len(groups)} groups"
+    )
+    if any("lr" in group for group in left):
+        found = next(f"lr is {group['lr']!r}: it may find its own rate" for group in left if "lr" in group)
+        remedy = "give --lr, or use --set schedule=constant"
+    else:
+        keys = ", ".join(str(key) for key in left[0] if key not in {"params", "param_names"}) or "nothing"
+        found = f"they hold {keys}"
+        remedy = "name the rate lr in the groups, or use --set schedule=constant"
+    return f"the schedule {schedule} sets {which} of {name} ({found}); {remedy}"

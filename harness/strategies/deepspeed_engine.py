@@ -16,7 +16,7 @@ from harness.optimizers.construct import facts as optimizer_facts
 from harness.optimizers.construct import json_safe, note_arguments, torch_groups
 from harness.optimizers.deepspeed import import_deepspeed
 from harness.parameter_groups import parameter_groups
-from harness.rates import set_lr
+from harness.rates import set_lr, unscheduled
 from harness.registry import load
 from harness.strategies.deepspeed_config import configuration
 from harness.strategies.deepspeed_flat import check_flat
@@ -25,6 +25,7 @@ from harness.strategies.deepspeed_state import restore, saved
 from harness.strategies.deepspeed_tensors import live_tensors
 from harness.strategies.held_parts import partition_of
 from harness.strategies.initialising import build, cast_inputs, initialise
+from harness.targets import short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -72,6 +73,7 @@ class DeepSpeedEngine:
         self._engine, self._optimizer = self._start(groups, spec, options, offload=offload)
         self._norm = _GradientNorm(self._engine) if spec.clip_norm is not None else None
         self._factor: float | None = 1.0
+        self._schedule = spec.schedule
 
     def _build(self, spec: RunSpec) -> nn.Module:
         module = build(self._workload, self._world.device)
@@ -128,6 +130,12 @@ class DeepSpeedEngine:
         """Reach the loss, which is computed outside of the engine's own autocast."""
         dtype = self._autocast_dtype
         return _nothing if dtype is None else torch.autocast(self._world.device.type, dtype=dtype)
+
+    def remarks(self) -> Iterator[str]:
+        """Say where the schedule does nothing."""
+        told = unscheduled(self._optimizer, self._schedule, short(self._entry.name))
+        if told is not None:
+            yield told
 
     def set_lr(self, factor: float) -> None:
         """Set every group's learning rate to ``factor`` times its peak, where that changes it."""

@@ -140,7 +140,8 @@ class ShardedEngine(TorchEngine):
                         each.reshard()
 
     def remarks(self) -> Iterator[str]:
-        """Say of units that they are not those that the workload names."""
+        """Say, beside what any engine says, of units that they are not those that the workload names."""
+        yield from super().remarks()
         told = self._units.remark(short(self._spec.workload))
         if told is not None:
             yield f"{self._spec.strategy}: {told}"

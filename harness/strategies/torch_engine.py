@@ -16,7 +16,7 @@ from harness.errors import OptbenchError, UnsupportedError
 from harness.interfaces import OptimizerOnlyWorkload, Phase, StepResult
 from harness.optimizers.construct import facts as optimizer_facts
 from harness.parameter_groups import parameter_groups
-from harness.rates import set_lr
+from harness.rates import set_lr, unscheduled
 from harness.stepping import Driver
 from harness.strategies import overflow
 from harness.strategies.clipping import clip
@@ -26,6 +26,7 @@ from harness.strategies.in_backward import InBackward
 from harness.strategies.initialising import build, cast_inputs, initialise
 from harness.strategies.operators import StepOperators
 from harness.strategies.stepped import MasterWeights, local
+from harness.targets import short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -267,6 +268,12 @@ class TorchEngine:
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         dtype = self._autocast_dtype
         return _nothing if dtype is None else torch.autocast(self._world.device.type, dtype=dtype)
+
+    def remarks(self) -> Iterator[str]:
+        """Say where the schedule does nothing."""
+        told = unscheduled(self._real_optimizer, self._spec.schedule, short(self._entry.name))
+        if told is not None:
+            yield told
 
     def set_lr(self, factor: float) -> None:
         """Set every group's learning rate to ``factor`` times its peak, where that changes it."""

@@ -9,6 +9,7 @@ from harness.checks.gradients import GradientWatch, stale
 from harness.errors import UndeclaredError, UnsupportedError
 from harness.interfaces import DataShard, OptimizerTraits, World
 from harness.loop import steps
+from harness.rates import unscheduled
 from harness.registry import OPTIMIZERS, strategy
 from harness.spec import RunSpec
 from harness.stepping import Driver
@@ -314,3 +315,26 @@ def test_a_rate_that_is_no_number_is_left_alone_and_the_check_left_out_is_named(
 def test_what_finds_its_own_rate_is_held_to_a_reference_once_it_has_one():
     assert "give --lr" in proof_of("RelativeStep", "sgd").reason
     assert proof_of("RelativeStep", "sgd", lr=0.05).outcome == "passed"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("LearningRate", "they hold learning_rate, weight_decay); name the rate lr in the groups"),
+        ("RelativeStep", "lr is None: it may find its own rate); give --lr"),
+        ("WordsForRates", "lr is 'auto'"),
+    ],
+)
+def test_a_run_says_that_its_schedule_does_nothing(name, words):
+    (told,) = engine_of(name, schedule="warmup-cosine")[0].remarks()
+    assert told.startswith("the schedule warmup-cosine sets no parameter group of")
+    assert words in told
+    assert [*engine_of(name)[0].remarks()] == []
+    assert [*engine_of("TensorRate", schedule="warmup-cosine")[0].remarks()] == []
+
+
+def test_groups_that_a_schedule_leaves_alone_are_counted():
+    live = odd.Plain([{"params": [torch.nn.Parameter(torch.ones(2))], "lr": rate} for rate in (0.1, "auto", 0.2)])
+    assert unscheduled(live, "warmup-cosine", "mine").startswith(
+        "the schedule warmup-cosine sets 2 of 3 groups of mine (lr is 'auto'"
+    )
