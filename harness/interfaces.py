@@ -232,9 +232,9 @@ class OptimizerTraits(BaseModel):
     own_initial_values: bool = False
     """The first step replaces the parameters by initial values of its own, drawn by each tensor's place in the
     list that it was given: right only where it is given the whole list of whole, plain tensors."""
-    strides: Literal["any", "alike"] = "any"
-    """Of gradients: ``alike``, a step reads each by its parameter's strides, which must be without gaps, as
-    autograd leaves them; others are misread."""
+    strides: Literal["any", "alike", "contiguous"] = "any"
+    """How parameters and gradients must lie. ``alike``: a step reads each gradient by its parameter's strides,
+    which are without gaps, as autograd leaves them. ``contiguous``: both must be. A run looks."""
     capturable: bool = False
     """The step can be captured in a CUDA graph (on CUDA)."""
     consumes_gradients: bool = False

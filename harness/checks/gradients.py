@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
+Strides = Literal["contiguous", "alike", "any"]
+"""How parameters and gradients lie in memory: `harness.interfaces.OptimizerTraits.strides`."""
+
+_LOOSER: tuple[Strides, ...] = ("contiguous", "alike", "any")
+
+
 @dataclass(frozen=True)
 class Entered:
     """What an optimizer took in one step: what entered it, or what its closure made.
@@ -28,6 +34,7 @@ class Entered:
         zero: all their elements are 0.
         found: fingerprints of the gradients, not all zero, that a step with a closure found on entry.
         left: fingerprints of those that such a step left behind, as it made or changed them.
+        lying: how they and their parameters lay in memory, the loosest that was seen.
     """
 
     tensors: int = 0
@@ -35,6 +42,7 @@ class Entered:
     zero: bool = True
     found: frozenset[int] = frozenset()
     left: frozenset[int] = frozenset()
+    lying: Strides = "contiguous"
 
 
 class GradientWatch:
@@ -98,10 +106,19 @@ class GradientWatch:
         try:
             with _disable_current_modes():  # the operators of the optimizer are being counted, not ours
                 here = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+                self._note_strides(optimizer)
                 if here:
-                    take([part for gradient in here for part in local_parts(gradient.detach())])
+                    take([part.contiguous() for gradient in here for part in local_parts(gradient.detach())])
         except Exception:  # noqa: BLE001  # a gradient of a kind that cannot be read is no fault of the run
             self.steps.clear()
+
+    def _note_strides(self, optimizer: Optimizer) -> None:
+        last = self.steps[-1]
+        pairs = [(p, p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # A sparse gradient has more parts than its parameter, of other shapes.
+        parts = [pair for p, g in pairs for pair in zip(local_parts(p), local_parts(g), strict=False)]
+        seen = [lying(*pair) for pair in parts]
+        self.steps[-1] = replace(last, lying=max([last.lying, *seen], key=_LOOSER.index))
 
     def _add(self, gradients: list[Tensor]) -> None:
         last = self.steps[-1]
@@ -136,6 +153,37 @@ def _has_closure(arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
 
 def _is_capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def lying(parameter: Tensor, gradient: Tensor) -> Strides:
+    """Return how a parameter and its gradient lie in memory; a dimension of one element has no stride."""
+    if parameter.shape != gradient.shape or parameter.numel() < 2:  # one element has no order
+        return "contiguous"
+    if parameter.is_contiguous() and gradient.is_contiguous():
+        return "contiguous"
+    longer = [n for n, length in enumerate(parameter.shape) if length > 1]
+    same = all(parameter.stride(n) == gradient.stride(n) for n in longer)
+    return "alike" if same and _without_gaps(parameter) else "any"
+
+
+def _without_gaps(tensor: Tensor) -> bool:
+    """Say whether a tensor's elements fill a piece of memory, each once."""
+    expected = 1
+    for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if length > 1:
+            if stride != expected:
+                return False
+            expected *= length
+    return True
+
+
+def misread(ranks: Sequence[Sequence[Entered]], declared: Strides) -> str | None:
+    """Say whether what reached an optimizer lay otherwise than it declares that it must; None: it did not."""
+    for rank, steps in enumerate(ranks):
+        if any(_LOOSER.index(step.lying) > _LOOSER.index(declared) for step in steps):
+            what = "contiguous" if declared == "contiguous" else "of the same strides, without gaps"
+            return f"parameters and gradients of rank {rank} that reached the optimizer are not {what}"
+    return None
 
 
 def stale(ranks: Sequence[Sequence[Entered]]) -> str | None:

@@ -299,6 +299,11 @@ class RunChecks:
         every = self._gather(lambda: seen)
         if every is None or not any(step.tensors for steps in every for step in steps):
             return self.findings.not_applicable("gradients", "none could be seen on its way into the optimizer")
+        reason = gradients.misread(every, self._traits.strides)
+        if reason is not None:
+            return self.findings.wrong(
+                "gradients", reason, "the optimizer misreads those; use one for any strides, such as foreach"
+            )
         reason = gradients.stale(every)
         if reason is None:
             return self.findings.passed("gradients", f"new in each of the first {len(seen)} steps")

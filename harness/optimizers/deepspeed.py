@@ -68,7 +68,9 @@ class DeepSpeed(Implementation):
         type: str | None = None,  # noqa: A002  # the config's own word
         **more: Any,
     ) -> None:
-        super().__init__(ALGORITHMS[algorithm], word, target, traits={"dtensor": "no"}, **more)
+        # The kernels go through raw addresses; those on the CPU leave what is not contiguous as it was.
+        traits = {"dtensor": "no", "strides": "contiguous"}
+        super().__init__(ALGORITHMS[algorithm], word, target, traits=traits, **more)
         self._arguments = arguments
         self._devices = devices
         self._type = type

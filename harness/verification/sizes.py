@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from harness.verification.layouts import strides
 from harness.verification.scenarios import Scenario
 from harness.verification.stream import Group, Member, Stage
 
@@ -54,12 +55,10 @@ class Tried:
     Attributes:
         scenario: to play.
         words: what it tries, for the certificate: kind -> which.
-        unequal: gradients lie otherwise than their parameters, as autograd never makes them.
     """
 
     scenario: Scenario
     words: Mapping[str, str]
-    unequal: bool = False
 
     @property
     def elements(self) -> int:
@@ -181,7 +180,6 @@ def layouts() -> list[Tried]:
         Tried(
             _lying("gradients that lie otherwise", unlike),
             {"gradients": "transposed, channels-last, at an odd offset, with gaps, expanded, unlike parameters"},
-            unequal=True,
         ),
     ]
 
@@ -221,6 +219,19 @@ def suited(tried: Tried, traits: OptimizerTraits) -> Tried:
     if traits.granularity == "model":
         groups = [replace(each, lr_scale=1.0) for each in groups]
     return replace(tried, scenario=replace(tried.scenario, stage=Stage(tuple(groups), tuple(members))))
+
+
+def within(tried: Tried, traits: OptimizerTraits) -> Tried:
+    """Return the trial of those tensors alone that lie as an implementation declares they must."""
+    return only(tried, [each for each in tried.scenario.stage.members if _lies(each, traits.strides)])
+
+
+def _lies(member: Member, declared: str) -> bool:
+    given = member.gradient_layout or member.layout
+    own, other = (strides(member.shape, each) for each in (member.layout, given))
+    if declared == "contiguous":
+        return own == other == strides(member.shape, "contiguous")
+    return declared == "any" or (own == other and member.layout != "gaps")
 
 
 def only(tried: Tried, members: Sequence[Member]) -> Tried:

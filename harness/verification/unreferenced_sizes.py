@@ -23,7 +23,7 @@ from harness.verification.comparing import Difference
 from harness.verification.playing import Player, RefusedError, Step
 from harness.verification.scenarios import Scenario
 from harness.verification.size_causes import elements, named
-from harness.verification.size_trials import ALIKE, Outcome, accepted, tried_all, watched
+from harness.verification.size_trials import Outcome, accepted, as_declared, tried_all, watched
 from harness.verification.sized import Found, joined, judged
 from harness.verification.stream import Group, Member, Stage
 
@@ -187,8 +187,8 @@ class _Alone:
             made = written or self._judged(tried, trace)
         except RefusedError as error:
             return Outcome("wrong", f"step {error.step} raised {error}", step=error.step), 0.0
-        if made.verdict == "wrong" and tried.unequal and self._optimizer.traits.strides == "alike":
-            made = replace(made, verdict="recorded", words=f"{ALIKE}; here {made.cause}")
+        if made.verdict == "wrong":
+            made = as_declared(made, tried, self._optimizer.traits, lambda less: self.outcome(less)[0])
         if refused and made.verdict in {"passed", "recorded"}:
             made.words = "; ".join(filter(None, [made.words, f"refused: {', '.join(refused)}"]))
         return made, trace.state_elements[-1] / tried.elements
@@ -218,7 +218,8 @@ class _Alone:
         if bool(found.wrong.all()):
             return replace(found, wrong=torch.zeros_like(found.wrong), still=torch.zeros_like(found.wrong))
         entire = [member for member, part in found.parts(found.wrong) if bool(part.all())]
-        if entire and not any(self._moves_alone(tried, each) for each in entire[:_ASKED]):
+        # By a draw of numbers it may leave out a tensor, and another one alone.
+        if entire and (self._draws or not any(self._moves_alone(tried, each) for each in entire[:_ASKED])):
             names = {each.name for each in entire}
             kept = [part & (member.name not in names) for member, part in found.parts(found.wrong)]
             found = replace(found, wrong=torch.cat(kept), still=torch.cat(kept))

@@ -338,3 +338,28 @@ def test_the_speed_of_a_wrong_run_is_no_result():
     assert results_of(record("adamw/a", [5.0])).metrics
     assert row_of("r", wrong.model_dump()).step_time_s is None
     assert row_of("r", record("adamw/a", [5.0]).model_dump()).step_time_s == 0.1
+
+
+@pytest.mark.parametrize(
+    ("parameter", "gradient", "seen"),
+    [
+        (torch.zeros(4, 3), torch.zeros(4, 3), "contiguous"),
+        (torch.zeros(3, 4).t(), torch.zeros(3, 4).t(), "alike"),
+        (torch.zeros(4, 3), torch.zeros(3, 4).t(), "any"),
+        (torch.zeros(4, 3), torch.zeros(1, 3).expand(4, 3), "any"),
+        (torch.zeros(4, 6)[:, ::2], torch.zeros(4, 6)[:, ::2], "any"),
+        (torch.zeros(1, 5), torch.zeros(5, 1).t(), "contiguous"),
+    ],
+)
+def test_how_parameters_and_gradients_lie_is_seen_and_held_to_what_is_declared(parameter, gradient, seen):
+    parameter = torch.nn.Parameter(parameter)
+    optimizer = torch.optim.SGD([parameter], lr=0.1, foreach=False)
+    watch = gradients.GradientWatch()
+    watch.next_step()
+    parameter.grad = gradient
+    optimizer.step()
+    watch.close()
+    assert watch.steps[0].lying == seen
+    assert gradients.misread([watch.steps], "any") is None
+    assert (gradients.misread([watch.steps], "alike") is not None) == (seen == "any")
+    assert (gradients.misread([watch.steps], "contiguous") is not None) == (seen != "contiguous")

@@ -45,6 +45,24 @@ def test_a_fault_of_size_count_or_layout_is_caught_and_named(fault):
     assert words in found.cause
 
 
+@pytest.mark.parametrize(
+    ("fault", "declared", "verdict"),
+    [
+        ("channels-last", "contiguous", "recorded"),
+        ("channels-last", "alike", "wrong"),
+        ("the parameter's strides", "alike", "recorded"),
+        ("unaligned start", "contiguous", "wrong"),
+    ],
+)
+def test_what_is_declared_of_strides_excuses_those_alone(fault, declared, verdict):
+    cls, name, words = FAULTS[fault]
+    optimizer = Planted(cls)
+    optimizer.traits = optimizer.traits.model_copy(update={"strides": declared})
+    (found,) = tried(optimizer, {name})
+    assert found.verdict == verdict
+    assert words in found.cause
+
+
 LONG = {"torch's foreach", "torch's for-loop"}
 """Tried daily as adamw/foreach and adamw/forloop of the registry."""
 
@@ -132,6 +150,7 @@ def test_a_fault_is_found_without_a_reference(fault, monkeypatch):
     ladders = sizes.by_cost(matrices=True)
     kept = [[each for each in ladder if each.scenario.name == name] for ladder in ladders]
     monkeypatch.setattr(sizes, "by_cost", lambda **_: [*kept, []])
+    monkeypatch.setattr(size_trials, "BUDGET_S", math.inf)
     found, cause = unreferenced_sizes.trials(
         Alone(FAULTS[fault][0]), spec_of("adamw/planted"), draws=False, moves_all=True
     )
