@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from harness.comparison.model import Arm
+    from harness.machine import Machine
     from harness.verification.identity import Job
 
 POLL_S = 0.05
 QUIET_S = 240.0
 """A proof takes seconds, one that compiles up to a minute; past this it hangs."""
+
+KNOWN = "machine.json"
+"""File beside the jobs: the machine that they were planned for."""
 
 UNREADABLE = "its prover wrote a certificate that cannot be read"
 OTHER_VERSION = "optbench of the arm's path or interpreter may be of another version: update the older one"
@@ -40,6 +44,7 @@ def prove(
     quiet_s: float = QUIET_S,
     *,
     arm: Arm | None = None,
+    machine: Machine | None = None,
 ) -> None:
     """Make every proof, and hand over each certificate as it is made.
 
@@ -49,6 +54,7 @@ def prove(
             with outcome ``failed``.
         quiet_s: seconds without a certificate after which a process hangs.
         arm: whose code is proved, in a process of its own place; None: the driver's.
+        machine: that the jobs were planned for; None: a rank of each world looks, which its peers wait for.
 
     Raises:
         KeyboardInterrupt: passed on once all processes have ended.
@@ -57,7 +63,7 @@ def prove(
         waiting = list(group)
         while waiting:
             made = 0
-            for certificate in _made(waiting, quiet_s, arm):
+            for certificate in _made(waiting, quiet_s, arm, machine):
                 done(waiting[made], certificate)
                 made += 1
             waiting = waiting[made:]
@@ -99,13 +105,15 @@ def _failed(job: Job, reason: str) -> Certificate:
     return Certificate.model_validate(known)
 
 
-def _made(jobs: Sequence[Job], quiet_s: float, arm: Arm | None) -> Iterator[Certificate]:
+def _made(jobs: Sequence[Job], quiet_s: float, arm: Arm | None, machine: Machine | None) -> Iterator[Certificate]:
     """Yield a certificate a job until the process ends; that of the job that ended it early says how."""
     with tempfile.TemporaryDirectory(prefix="optbench-proofs-") as folder:
         out, log = Path(folder) / "certificates.jsonl", Path(folder) / "log"
         asked = Path(folder) / "jobs.json"
         asked.write_text(json.dumps([job.model_dump(mode="json") for job in jobs]), encoding="utf-8")
         out.touch()
+        if machine is not None:
+            (Path(folder) / KNOWN).write_text(machine.model_dump_json(), encoding="utf-8")
         marker = f"proofs-{secrets.token_hex(8)}"
         base = os.environ if arm is None else placing.settings(arm, os.environ)
         settings = local.environment(jobs[0].spec, marker, base) | {launching.BEGUN: folder}
@@ -135,7 +143,8 @@ def _made(jobs: Sequence[Job], quiet_s: float, arm: Arm | None) -> Iterator[Cert
 def _words(job: Job, asked: Path, out: Path, folder: Path, port: int, python: str | None) -> list[str]:
     if job.spec.strategy == "single":
         return [python or sys.executable, "-m", "harness.verification.prove", str(asked), str(out)]
-    target = ["-m", "harness.verification.world", str(asked), str(out)]
+    known = [f"--machine={folder / KNOWN}"] if (folder / KNOWN).exists() else []
+    target = ["-m", "harness.verification.world", *known, str(asked), str(out)]
     return local.torchrun(job.spec, target, port, log_dir=folder / "torchrun", python=python)
 
 

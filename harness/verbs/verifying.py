@@ -138,7 +138,7 @@ def certified(
             found[key(job, machine)] = ("", _without_proof(job.spec, job.like, "failed", reason))
     if able:
         told(_proving(able))
-    proving.prove(able, done, min(proving.QUIET_S, quiet_s))
+    proving.prove(able, done, min(proving.QUIET_S, quiet_s), machine=machine)
     return [found[each] for each in keys]
 
 

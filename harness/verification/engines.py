@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed as dist
 
-from harness import precision
+from harness import precision, probe
 from harness.errors import UnsupportedError
-from harness.probe import machine
 from harness.rates import number
 from harness.registry import load, strategy
 from harness.verification import whole_tensors
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from harness.interfaces import Optimizer, World
+    from harness.machine import Machine
     from harness.references.reference import Reference
     from harness.spec import RunSpec
     from harness.verification.comparing import Held
@@ -51,7 +51,11 @@ ABSENT = (2, 3)
 
 
 def trials(
-    optimizer: Optimizer, spec: RunSpec, world: World, reference: Reference | None
+    optimizer: Optimizer,
+    spec: RunSpec,
+    world: World,
+    reference: Reference | None,
+    machine: Machine | None = None,
 ) -> tuple[list[Check], str | None]:
     """Prove an optimizer inside an engine; every rank of the world calls it, and all return the same.
 
@@ -61,6 +65,7 @@ def trials(
             trials' own.
         world: this rank.
         reference: None: only the checks that need none are made.
+        machine: that the spec was planned for; None: rank 0 looks.
 
     Returns:
         Checks, and the cause if one explains what is wrong.
@@ -69,13 +74,13 @@ def trials(
         UnsupportedError: the strategy cannot run that.
         UndeclaredError: its step needs what its traits do not declare.
     """
-    refused = _refused(optimizer, settled(spec, world), world)
+    refused = _refused(optimizer, settled(spec, world), world, machine)
     if refused is not None:
         raise UnsupportedError(refused)
     entered = on_entry(optimizer, spec)
     made = [
         resumed("update", optimizer, settled(spec, world), world),
-        simple("update, accumulated and clipped", optimizer, _clipping(optimizer, spec, world), world),
+        simple("update, accumulated and clipped", optimizer, _clipping(optimizer, spec, world, machine), world),
     ]
     checks = entered + [check for trial in made for check in _of_passes(trial, optimizer, spec)]
     causes: list[str] = []
@@ -97,14 +102,14 @@ def trials(
     return _agreed(_gathered((checks, causes), world), replicas)
 
 
-def _refused(optimizer: Optimizer, spec: RunSpec, world: World) -> str | None:
+def _refused(optimizer: Optimizer, spec: RunSpec, world: World, machine: Machine | None) -> str | None:
     """Return why this cell cannot run, or None; the caller's plan was for another workload.
 
-    Rank 0 decides: it may have to probe the machine.
+    Rank 0 decides: where the machine is not given, it may have to probe it.
     """
     reason = None
     if world.rank == 0:
-        found, traits = machine(), Linear.traits
+        found, traits = probe.machine() if machine is None else machine, Linear.traits
         reason = (
             precision.unsupported(spec, optimizer.traits, found)
             or strategy(spec.strategy).unsupported(spec, traits, optimizer.traits, found)
@@ -113,13 +118,13 @@ def _refused(optimizer: Optimizer, spec: RunSpec, world: World) -> str | None:
     return str(first) if (first := _gathered(reason, world)[0]) is not None else None
 
 
-def _clipping(optimizer: Optimizer, spec: RunSpec, world: World) -> RunSpec:
+def _clipping(optimizer: Optimizer, spec: RunSpec, world: World, machine: Machine | None) -> RunSpec:
     """Return the spec of a trial that clips about half of its steps, none where the strategy refuses to."""
     chosen = settled(spec, world, accumulation=2)
     stream = stream_of(chosen)
     norms = sorted(norm(stream.gradient(step)) for step in range(chosen.steps))
     clipping = chosen.model_copy(update={"clip_norm": round(norms[len(norms) // 2] * 0.7, 3)})
-    return chosen if _refused(optimizer, clipping, world) else clipping
+    return chosen if _refused(optimizer, clipping, world, machine) else clipping
 
 
 def _absent(optimizer: Optimizer, spec: RunSpec, world: World, judge: _Judge) -> Check:

@@ -23,6 +23,7 @@ import torch
 from harness import world as ranks
 from harness.errors import OptbenchError, UndeclaredError, UnsupportedError
 from harness.interfaces import World
+from harness.machine import Machine
 from harness.registry import OPTIMIZERS, strategy
 from harness.verification.engines import trials
 from harness.verification.identity import Job
@@ -48,15 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("jobs", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--machine", type=Path, help="what this machine can run, as JSON; default: it is looked at"
+    )
     options = parser.parse_args(arguments)
     ranks.begin()
     torch.set_num_threads(1)
     jobs = [Job.model_validate(each) for each in json.loads(options.jobs.read_text(encoding="utf-8"))]
     if not jobs:
         return 0
+    known = None if options.machine is None else Machine.model_validate_json(options.machine.read_bytes())
     world = ranks.join(jobs[0].spec.device, timeout=timedelta(seconds=HANG_S))
     for job in jobs:
-        made = proved(job, world)
+        made = proved(job, world, known)
         if world.rank == 0:
             with options.out.open("a", encoding="utf-8") as lines:
                 print(made.model_dump_json(), file=lines, flush=True)
@@ -68,8 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def proved(job: Job, world: World) -> Certificate:
-    """Return the certificate of one job; on all ranks the same, unless one of them failed."""
+def proved(job: Job, world: World, machine: Machine | None = None) -> Certificate:
+    """Return the certificate of one job; on all ranks the same, unless one of them failed.
+
+    Args:
+        job: what to prove.
+        world: of all ranks.
+        machine: that the job was planned for; None: rank 0 looks.
+    """
     started = time.monotonic()
     optimizer = OPTIMIZERS.get(job.spec.optimizer)
     checks: Sequence[Check] = ()
@@ -83,7 +94,7 @@ def proved(job: Job, world: World) -> Certificate:
         ranks.arithmetic(job.spec)
         alone = strategy(job.spec.strategy).one_rank
         mine = World(0, 1, 0, world.device, None) if alone else world
-        checks, cause = trials(optimizer, job.spec, mine, held_to)
+        checks, cause = trials(optimizer, job.spec, mine, held_to, machine)
         outcome, reason = verdict(checks)
     except UnsupportedError as error:
         outcome, reason = "unsupported", str(error)

@@ -6,15 +6,20 @@ import os
 import time
 
 import pytest
+import torch
 from torch.distributed import argparse_util
 from torch.distributed import run as torchrun
 
-from harness import launching
+from harness import launching, probe
 from harness.comparison.model import Arm
 from harness.counts.model import Job as Counted
 from harness.errors import InvalidInputError, OptbenchError
+from harness.interfaces import World
+from harness.machine import Machine
+from harness.registry import OPTIMIZERS
 from harness.spec import RunSpec
 from harness.verbs import arms as arms_file
+from harness.verification import engines
 from harness.verification.identity import Job
 from launch import counting, hand, local, proving
 from launch.arms import ArmError, Arms
@@ -88,6 +93,19 @@ def test_a_proof_that_does_not_begin_ends_soon_with_what_is_known(stuck) -> None
 
     assert [each.outcome for each in made] == ["failed"]
     assert "no rank began within 1 s" in made[0].reason
+
+
+def test_a_world_of_proofs_is_told_of_the_machine_that_they_were_planned_for(tmp_path, monkeypatch) -> None:
+    job = Job(spec=spec(), like=None)
+    (tmp_path / proving.KNOWN).write_text("{}")
+    words = proving._words(job, tmp_path / "jobs", tmp_path / "out", tmp_path, 5, None)
+    monkeypatch.setattr(probe, "machine", lambda: pytest.fail("a rank looks, and its peers wait"))
+    about = {"hostname": "h", "system": "Linux", "cpu": "c", "python": "3.12", "torch": "2.13.0"}
+    known = Machine(cores=2, memory_bytes=2**34, **about)
+    alone = World(0, 1, 0, torch.device("cpu"), None)
+
+    assert f"--machine={tmp_path / proving.KNOWN}" in words
+    assert engines._refused(OPTIMIZERS.get("sgd/forloop"), job.spec, alone, known) is None
 
 
 def test_an_arm_that_never_begins_ends_the_comparison_within_its_budget(stuck) -> None:
