@@ -122,6 +122,7 @@ def _activations(spec: RunSpec, traits: WorkloadTraits, facts: ModelFacts | None
 
 
 def too_large(
+    estimate: int | None,
     spec: RunSpec,
     traits: WorkloadTraits,
     optimizer: OptimizerTraits,
@@ -133,6 +134,7 @@ def too_large(
     """Say that a cell does not fit, and what would make it smaller; None: it fits, or nothing is known.
 
     Args:
+        estimate: of the spec, as `rank_bytes` makes it; None: none was made.
         spec: with every default resolved.
         traits: the workload's.
         optimizer: the optimizer's.
@@ -148,12 +150,13 @@ def too_large(
 
     def needed(**changes: object) -> float:
         changed = spec.model_copy(update=changes)
-        known = facts if not changes else _scaled(facts, spec, changed)
-        rank = rank_bytes(changed, traits, optimizer, strategy, known)
+        rank = rank_bytes(changed, traits, optimizer, strategy, _scaled(facts, spec, changed))
         return rank if spec.device == "accelerator" else rank * (changed.world_size or 1)
 
+    if estimate is None:
+        return None
     ranks = spec.world_size or 1
-    whole = needed()
+    whole = estimate if spec.device == "accelerator" else estimate * ranks
     if spec.device == "accelerator":
         capacities = [a.memory_bytes for a in machine.accelerators if a.memory_bytes is not None]
         available, place = min(capacities, default=None), "on each accelerator"

@@ -284,12 +284,13 @@ def cell(index: int, where: str, spec: RunSpec, parts: Parts, machine: Machine, 
         or refusal(optimizer, spec, traits, machine)
     )
     sized = (spec, traits, optimizer.traits, chosen, facts)
+    estimate = None if refused else memory.rank_bytes(*sized)
     return Cell(
         index=index,
         spec=spec,
-        unsupported=refused or memory.too_large(*sized, machine, available_bytes),
+        unsupported=refused or memory.too_large(estimate, *sized, machine, available_bytes),
         kernels=kernels_of(spec, optimizer, chosen),
-        estimated_bytes=None if refused else memory.rank_bytes(*sized),
+        estimated_bytes=estimate,
         notes=tuple(_notes(spec, traits, chosen, facts)),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.machinery
@@ -249,7 +250,17 @@ def _same(one: Path | str, other: Path | str) -> bool:
 def _parsed(file: Path | None) -> ast.Module | None:
     """Return a file's syntax tree; None: importing it tells the user what is wrong."""
     try:
-        return None if file is None else ast.parse(file.read_bytes())
+        written = None if file is None else file.stat()
+    except (OSError, ValueError):
+        return None
+    return None if file is None or written is None else _parse(file, written.st_mtime_ns, written.st_size)
+
+
+@functools.lru_cache(maxsize=256)
+def _parse(file: Path, _written_ns: int, _size: int) -> ast.Module | None:
+    """Return the syntax tree of a file as it was written last."""
+    try:
+        return ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
         return None
 

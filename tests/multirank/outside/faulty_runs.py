@@ -26,7 +26,7 @@ class SkipsOnOneRank(DDP):
         def skipping(loss):
             done.append(1)
             if world.rank == 1 and len(done) == 13:
-                engine._step = lambda: None
+                engine._step = lambda loss: None
             result = update(loss)
             vars(engine).pop("_step", None)
             return result
@@ -79,9 +79,9 @@ class ForgetsGradients(DDP):
         engine = super().start(workload, optimizer, spec, world)
         step = engine._step
 
-        def forgetful():
+        def forgetful(loss):
             engine._optimizer.zero_grad(set_to_none=self.set_to_none)
-            step()
+            step(loss)
 
         engine._step = forgetful
         return engine
@@ -103,12 +103,12 @@ class KeepsGradients(DDP):
         engine = super().start(workload, optimizer, spec, world)
         step, kept = engine._step, []
 
-        def stale():
+        def stale(loss):
             if not kept:
                 kept.extend(p.grad.clone() for p in engine._targets)
             for parameter, first in zip(engine._targets, kept, strict=True):
                 parameter.grad.copy_(first)
-            step()
+            step(loss)
 
         engine._step = stale
         return engine
@@ -124,10 +124,10 @@ class DoesNothing(Single):
         engine = super().start(workload, optimizer, spec, world)
         step, done = engine._step, []
 
-        def idle():
+        def idle(loss):
             done.append(1)
             if len(done) <= self.after:
-                step()
+                step(loss)
 
         engine._step = idle
         return engine
@@ -149,14 +149,14 @@ class ReturnsEarly(Single):
         engine = super().start(workload, optimizer, spec, world)
         step, running = engine._step, []
 
-        def late():
+        def late(loss):
             time.sleep(0.01)
-            step()
+            step(loss)
 
-        def early():
+        def early(loss):
             for thread in running:
                 thread.join()
-            running[:] = [threading.Thread(target=late)]
+            running[:] = [threading.Thread(target=late, args=(loss,))]
             running[0].start()
 
         engine._step = early
