@@ -64,26 +64,27 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
             group["lr"] = peak * factor
 
 
-def unscheduled(optimizer: torch.optim.Optimizer, schedule: str, name: str) -> str | None:
+def unscheduled(optimizer: torch.optim.Optimizer, schedule: str) -> str | None:
     """Say that a schedule does nothing to some parameter groups, whose ``lr`` is no number; None: it sets all.
 
     Args:
         optimizer: that trains.
         schedule: of the run.
-        name: of the optimizer, for the message.
     """
     groups = [group for group in optimizer.param_groups if group["params"]]
     left = [group for group in groups if number(group.get("lr")) is None]
     if schedule == "constant" or not left:
         return None
-    which = (
-        "no parameter group" if len(left) == len(groups) else f"{len(groups) - len(left)} of {len(groups)} groups"
+    unset = (
+        "every parameter group" if len(left) == len(groups) else f"{len(left)} of {len(groups)} parameter groups"
     )
-    if any("lr" in group for group in left):
-        found = next(f"lr is {group['lr']!r}: it may find its own rate" for group in left if "lr" in group)
-        remedy = "give --lr, or use --set schedule=constant"
+    named = next((group for group in left if "lr" in group), None)
+    if named is not None:
+        found, remedy = f"lr is {named['lr']!r}: it may find its own rate", "give --lr"
     else:
-        keys = ", ".join(str(key) for key in left[0] if key not in {"params", "param_names"}) or "nothing"
-        found = f"they hold {keys}"
-        remedy = "name the rate lr in the groups, or use --set schedule=constant"
-    return f"the schedule {schedule} sets {which} of {name} ({found}); {remedy}"
+        keys = sorted(str(key) for key in left[0] if key not in {"params", "param_names"})
+        found, remedy = f"they hold {', '.join(keys) or 'nothing'}", "name the rate lr in the groups"
+    return (
+        f"the schedule {schedule} does nothing to {unset}, where lr is no number ({found}); "
+        f"{remedy}, or use --set schedule=constant"
+    )

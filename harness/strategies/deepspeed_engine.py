@@ -25,7 +25,6 @@ from harness.strategies.deepspeed_state import restore, saved
 from harness.strategies.deepspeed_tensors import live_tensors
 from harness.strategies.held_parts import partition_of
 from harness.strategies.initialising import build, cast_inputs, initialise
-from harness.targets import short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -133,7 +132,7 @@ class DeepSpeedEngine:
 
     def remarks(self) -> Iterator[str]:
         """Say where the schedule does nothing."""
-        told = unscheduled(self._optimizer, self._schedule, short(self._entry.name))
+        told = unscheduled(self._optimizer, self._schedule)
         if told is not None:
             yield told
 

@@ -26,7 +26,6 @@ from harness.strategies.in_backward import InBackward
 from harness.strategies.initialising import build, cast_inputs, initialise
 from harness.strategies.operators import StepOperators
 from harness.strategies.stepped import MasterWeights, local
-from harness.targets import short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -271,7 +270,7 @@ class TorchEngine:
 
     def remarks(self) -> Iterator[str]:
         """Say where the schedule does nothing."""
-        told = unscheduled(self._real_optimizer, self._spec.schedule, short(self._entry.name))
+        told = unscheduled(self._real_optimizer, self._spec.schedule)
         if told is not None:
             yield told
 
