@@ -92,7 +92,11 @@ def _as_one_value(spec: RunSpec, word: str, names: Names) -> dict[str, JsonValue
     given: dict[str, JsonValue] = getattr(spec, OPTION_TABLES[word])
     lists = any(isinstance(value, list) for value in given.values())
     known = (names.defaults(word, getattr(spec, word)) or {}) if lists else {}
-    return {key: [value] if multiplies(value, known.get(key)) else value for key, value in given.items()}
+
+    def several(key: str, value: JsonValue) -> bool:
+        return value == [] or multiplies(value, known.get(key))
+
+    return {key: [value] if several(key, value) else value for key, value in given.items()}
 
 
 def _toml(value: object) -> str:
