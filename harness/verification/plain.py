@@ -13,6 +13,7 @@ from harness.hyperparameters import in_groups
 from harness.precision import stepped_dtype
 from harness.registry import load
 from harness.verification import size_trials, sizes
+from harness.verification.aliases import alias
 from harness.verification.amplifying import amplified
 from harness.verification.besides import besides, nonfinite
 from harness.verification.bounds import bound
@@ -83,6 +84,8 @@ class _Trials:
         self.optimizer, self.spec, self.reference = optimizer, spec, reference
         self.checks: list[Check] = []
         self.cause: str | None = None
+        self._aliases: dict[str, str] = {}
+        """Hyperparameter of the algorithm -> what the instance calls it."""
 
     def all(self) -> tuple[list[Check], str | None]:
         usual = self._fitting(main(self.optimizer.traits, sizes.compiled(self.optimizer.traits)))
@@ -95,7 +98,7 @@ class _Trials:
         if stands_still(trace):
             demand(self.optimizer, self.spec, "does nothing")
         self._ask_for_a_rate(trace)
-        self.checks += self._left_out()
+        self.checks += [*self._left_out(), *self._renamed(usual, trace)]
         held = self._held(usual, trace)
         self._judge_main(held, trace)
         self.checks += besides(trace, self.optimizer)
@@ -135,6 +138,19 @@ class _Trials:
             return []
         detail = "its groups hold no weight_decay, so that it decays all of them, or none"
         return [Check(name="groups that do not decay", verdict="not applicable", detail=detail)]
+
+    def _renamed(self, usual: Scenario, trace: Trace) -> list[Check]:
+        """Find a hyperparameter that the instance calls otherwise, and say so."""
+        if hasattr(self.optimizer, "hyperparameters"):
+            return []
+        plain = self._held(usual, trace)
+        self._aliases = alias(
+            trace, self._known(), lambda other: replace(plain, options={**plain.options, **other})
+        )
+        return [
+            Check(name="other names", verdict="recorded", detail=f"its {own} is taken for {name}")
+            for name, own in self._aliases.items()
+        ]
 
     def _ask_for_a_rate(self, trace: Trace) -> None:
         """Refuse what has no rate that can be read: the reference needs the one that was used."""
@@ -230,6 +246,7 @@ class _Trials:
             return dict(known(spec))
         algorithm = self._algorithm()
         found = {**algorithm.options, "lr": algorithm.lr, **trace.defaults}
+        found |= {name: trace.defaults[own] for name, own in self._aliases.items()}
         return {**found, "adamw_lr": _companion_rate(trace)} if "adamw_lr" in found else found
 
     def _algorithm(self) -> Any:

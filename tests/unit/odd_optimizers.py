@@ -333,6 +333,26 @@ class KeepsADataclass(torch.optim.Optimizer):
                 p.addcdiv_(state["m"] / (1 - beta1 ** state["n"]), root + 1e-8, value=-group["lr"])
 
 
+class OtherName(torch.optim.Optimizer):
+    """The decay is called ``wd``."""
+
+    factor = 1.0
+
+    def __init__(self, params, lr=0.01, wd=0.1):
+        super().__init__(params, {"lr": lr, "wd": wd})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.mul_(1 - group["lr"] * group["wd"] * self.factor).sub_(p.grad, alpha=group["lr"])
+
+
+class OtherNameWrong(OtherName):
+    factor = 1.5
+
+
 class LearningRate(torch.optim.Optimizer):
     """The rate has another name, in the constructor and in the groups."""
 

@@ -73,6 +73,15 @@ def test_a_decay_that_no_group_holds_is_found_where_it_is_and_the_check_left_out
     assert "left out: groups that do not decay (its groups hold no weight_decay" in line(made)
 
 
+def test_a_hyperparameter_by_another_name_is_found_by_what_fits_and_recorded():
+    made = proof_of("OtherName", "sgd")
+    assert (made.outcome, made.reason) == ("passed", None)
+    assert [check.detail for check in made.checks if check.name == "other names"] == [
+        "its wd is taken for weight_decay"
+    ]
+    assert proof_of("OtherNameWrong", "sgd").outcome == "wrong"
+
+
 def test_what_decays_every_group_is_still_wrong_where_the_decay_is_passed_on():
     made = proof_of("DecaysAll", "adamw")
     assert (made.outcome, made.cause) == ("wrong", "groups that should not decay do")
