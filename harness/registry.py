@@ -118,7 +118,7 @@ class Registry:
         if targets.is_file(name):
             return _no_file(name)
         if is_target(name):
-            return targets.taken(name, user_path.folder())
+            return targets.taken(name, user_path.folder(), user_path.place())
         near = suggest(name, names) or ""
         few = near if len(names) <= FEW or near.startswith("did you mean") else ""
         told = f"{few}  ({YOURS}; all: optbench list {self.plural})".lstrip()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import TextIO
 
 SUFFIX = ".py"
@@ -204,12 +204,13 @@ def classes_in(file: Path) -> list[str]:
     return [node.name for node in (tree.body if tree else ()) if isinstance(node, ast.ClassDef)]
 
 
-def taken(target: str, folder: Path) -> str | None:
+def taken(target: str, folder: Path, meant: Sequence[str] = ()) -> str | None:
     """Return who has taken a module's name, where the user's folder holds a module of that name that is not found.
 
     Args:
         target: ``package.module:Class``.
         folder: the user's.
+        meant: folders in which the module may be found all the same.
     """
     named = split(target)
     if named.file is not None:
@@ -217,7 +218,7 @@ def taken(target: str, folder: Path) -> str | None:
     place = folder.joinpath(*named.module.split("."))
     own = next((each for each in (place.with_suffix(SUFFIX), place / "__init__.py") if each.is_file()), None)
     found = source(target)
-    if own is None or (found is not None and _same(found, own)):
+    if own is None or (found is not None and (_same(found, own) or _within(found, meant))):
         return None
     top = named.module.partition(".")[0]
     shown = os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
@@ -241,6 +242,10 @@ def _specification(top: str) -> importlib.machinery.ModuleSpec | None:
     with contextlib.suppress(ImportError, ValueError):
         return importlib.util.find_spec(top)
     return None
+
+
+def _within(file: Path, folders: Sequence[str]) -> bool:
+    return any(file.resolve().is_relative_to(Path(each).resolve()) for each in folders)
 
 
 def _same(one: Path | str, other: Path | str) -> bool:

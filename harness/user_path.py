@@ -10,6 +10,16 @@ VARIABLE = "OPTBENCH_USER_PATH"
 """Names the user's folder in the processes that optbench starts, which run with PYTHONSAFEPATH."""
 
 
+PLACE = "OPTBENCH_PLACE"
+"""Names the folder of an arm with a ``path``: what is found there is meant, whatever the user's folder holds."""
+
+
+def place() -> list[str]:
+    """Return the folders in which an arm's packages are looked for first; none for an arm without a path."""
+    named = os.environ.get(PLACE)
+    return roots(named) if named else []
+
+
 def folder() -> Path:
     """Return the user's folder: the current one, unless the variable names another."""
     return Path(os.environ.get(VARIABLE) or Path.cwd())

@@ -133,6 +133,7 @@ def main() -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     if options.path:
         sys.path[:0] = import_roots(options.path)
+        os.environ["OPTBENCH_PLACE"] = options.path  # as `harness.user_path.PLACE`, which a checkout may not have
     rank = int(os.environ["RANK"])
     driver = connected(options.socket)
     driver.send("here", arm=options.arm, rank=rank)

@@ -67,6 +67,7 @@ def _settings(path: Path | None) -> dict[str, str]:
         **launching.clean(os.environ),
         "PYTHONPATH": os.pathsep.join(filter(None, [*found, rest])),
         user_path.VARIABLE: os.environ.get(user_path.VARIABLE) or str(Path.cwd()),
+        **({} if path is None else {user_path.PLACE: str(path.absolute())}),
     }
 
 

@@ -56,6 +56,7 @@ def settings(arm: Arm, base: Mapping[str, str]) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, folders)),
         "PYTHONSAFEPATH": "1",
         user_path.VARIABLE: base.get(user_path.VARIABLE) or str(Path.cwd()),
+        **({user_path.PLACE: arm.path} if arm.path else {}),
     }
 
 

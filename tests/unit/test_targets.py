@@ -235,3 +235,15 @@ def test_problems_of_files_come_with_their_place(user):
     (problem,) = caught.value.problems
     assert problem.where == "--optimizer"
     assert problem.remedy == f"there is no file {user}/absent.py"
+
+
+def test_what_an_arms_own_path_holds_is_meant_whatever_the_current_folder_holds(user, tmp_path, monkeypatch):
+    text = "import torch\n\n\nclass Mine(torch.optim.SGD):\n    pass\n"
+    (user / "own_project.py").write_text(text)
+    other = tmp_path / "older"
+    other.mkdir()
+    (other / "own_project.py").write_text(text)
+    monkeypatch.syspath_prepend(str(other))
+    assert "is taken by" in (OPTIMIZERS.remedy("own_project:Mine") or "")
+    monkeypatch.setenv("OPTBENCH_PLACE", str(other))
+    assert OPTIMIZERS.remedy("own_project:Mine") is None
