@@ -21,8 +21,9 @@ def local_parts(tensor: Tensor) -> Iterator[Tensor]:
     and values.
     """
     if hasattr(tensor, "to_local"):
-        with torch.no_grad():
-            yield from local_parts(tensor.to_local())
+        with torch.no_grad():  # left before anything is yielded: a reader may stop half-way
+            local = tensor.to_local()
+        yield from local_parts(local)
     elif hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         for name in names:

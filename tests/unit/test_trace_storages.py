@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.tracing.extents import local_parts
 from harness.tracing.storages import Extent, Heap, intersection, length, union
 
 
@@ -120,3 +122,15 @@ def test_union_and_intersection_are_those_of_the_points(one, other):
 @pytest.mark.parametrize("empty", [[], [(3, 5)]])
 def test_nothing_shares_nothing(empty):
     assert intersection(empty, []) == []
+
+
+def test_walks_over_parts_that_end_half_way_leave_gradients_on():
+    class Sharded:
+        def to_local(self):
+            return torch.ones(2)
+
+    first, second = local_parts(Sharded()), local_parts(Sharded())
+    next(first), next(second)
+    first.close()
+    second.close()
+    assert torch.is_grad_enabled()
