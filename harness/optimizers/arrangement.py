@@ -87,6 +87,18 @@ def rest(traits: OptimizerTraits, spec: RunSpec) -> tuple[Optimizer, RunSpec]:
     return OPTIMIZERS.get(traits.rest), spec.model_copy(update=changed)
 
 
+STRIDES: tuple[Literal["contiguous", "alike", "any"], ...] = ("contiguous", "alike", "any")
+"""Of `OptimizerTraits.strides`, the strictest first."""
+
+
+def with_rest(traits: OptimizerTraits) -> OptimizerTraits:
+    """Return the traits of a class and the optimizer of its rest together: the stricter of what each can read."""
+    if traits.rest not in OPTIMIZERS.names():  # which is told where it is built
+        return traits
+    both = (traits.strides, OPTIMIZERS.get(traits.rest).traits.strides)
+    return traits.model_copy(update={"strides": min(both, key=STRIDES.index)})
+
+
 def flagged(
     groups: Sequence[ParamGroup], flags: Mapping[str, Role], lr: object, weight_decay: object
 ) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from harness.optimizers.arrangement import (
     own_options,
     rest,
     split,
+    with_rest,
 )
 from harness.optimizers.construct import called
 from harness.registry import static_traits
@@ -61,9 +62,14 @@ class Custom:
         self._refused_others = False
         """Its constructor has raised over all parameters, and has taken the matrices."""
 
-    @functools.cached_property
+    @property
     def traits(self) -> OptimizerTraits:
-        """What the class declares, else what its source tells."""
+        """What the class declares, else what its source tells; beside another optimizer, what both can read."""
+        beside = self._own_traits.matrices_only or self._refused_others
+        return with_rest(self._own_traits) if beside else self._own_traits
+
+    @functools.cached_property
+    def _own_traits(self) -> OptimizerTraits:
         declared = static_traits(self.target, OptimizerTraits)
         live = "torch" in sys.modules  # in a rank and in a probe; a plan must not import what imports torch
         if live and declared is None:

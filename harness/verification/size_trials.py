@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from harness.errors import UnsupportedError
 from harness.verification import sizes
 from harness.verification.certificate import Check, Verdict
 from harness.verification.layouts import overwritten
@@ -172,7 +173,10 @@ def _climb(ladder: Sequence[Tried], outcome: Callable[[Tried], tuple[Outcome, fl
             line.left_out += ladder[number:]
             break
         started = time.process_time()
-        made, state = outcome(each)
+        try:
+            made, state = outcome(each)
+        except UnsupportedError as error:  # it cannot be built over such tensors: of others it can
+            made, state = Outcome("not applicable", str(error)), 0.0
         took = time.process_time() - started
         line.outcomes.append(made)
         line.tried.append(each)
@@ -267,7 +271,7 @@ def accepted(optimizer: Optimizer, spec: RunSpec, tried: Tried) -> tuple[Tried, 
         for each in tried.scenario.stage.members:
             try:
                 play(optimizer, spec, _short(alone(each).scenario))
-            except RefusedError as error:
+            except (RefusedError, UnsupportedError) as error:
                 refused.append(f"{each.name} ({str(error).partition(chr(10))[0][:120]})")
             else:
                 taken.append(each)
