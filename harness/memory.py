@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import TYPE_CHECKING
 
 from harness import precision
 from harness.interfaces import Predicts, World
 from harness.model_facts import WHOLE
+from harness.registry import STRATEGIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -88,8 +88,13 @@ def _held(
     partitioned = getattr(strategy, "partitioned", ())
     yield from ((name, held / (ranks if name in partitioned else 1)) for name, held in rule.items())
     if isinstance(strategy, Predicts) and elements:
-        with contextlib.suppress(Exception):  # a rule that fails is no rule: what is partitioned counts
-            yield from _predicted(spec, optimizer, strategy, elements).held_bytes.items()
+        try:
+            predicted = _predicted(spec, optimizer, strategy, elements)
+        except Exception:
+            if strategy.name in STRATEGIES.own():
+                raise
+            return  # a plug-in's rule that fails is no rule: what is partitioned counts
+        yield from predicted.held_bytes.items()
 
 
 def _predicted(spec: RunSpec, optimizer: OptimizerTraits, strategy: Predicts, elements: int) -> Prediction:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from harness import model_measuring
+from harness import memory, model_measuring
 from harness.interfaces import WorkloadSize, WorkloadTraits, World
 from harness.memory import PROCESS_BYTES, rank_bytes
 from harness.model_facts import ModelFacts, model_key
@@ -144,3 +145,14 @@ def test_a_workload_that_waits_is_measured_without_its_step(monkeypatch):
     monkeypatch.setattr(model_measuring, "STEP_LIMIT_S", 0.2)
     facts = measured(Waiting(), only(spec(strategy="single")).spec, 8)
     assert (facts.parameters, facts.activation_bytes, facts.peak_bytes) == (1_032_576, None, None)
+
+
+def test_a_rule_of_ours_that_fails_is_a_fault_and_a_plug_ins_is_no_rule(monkeypatch):
+    def failing(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(type(strategy("ddp")), "predict", failing)
+    with pytest.raises(ZeroDivisionError):
+        held()
+    monkeypatch.setattr(memory, "STRATEGIES", SimpleNamespace(own=dict))  # then ddp is somebody else's
+    assert held() > 0
